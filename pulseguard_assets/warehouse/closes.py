@@ -1,0 +1,151 @@
+"""Putting minutes, and rolling up what is stored.
+
+Belongs here: the calls of the rules in `sql/`. Does not: the rules. What a close is, which row
+wins and what is faulty is decided there, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import polars as pl
+import psycopg
+from psycopg import Connection, sql
+
+from pulseguard_assets.timeframes import Timeframe
+from pulseguard_assets.warehouse.statements import copy_frame, one_row
+
+MINUTES_SCHEMA = pl.Schema(
+    {
+        "coin_id": pl.String(),
+        "minute_ts": pl.Datetime("us", "UTC"),
+        "price_usd": pl.Float64(),
+        "market_cap_usd": pl.Float64(),
+        "volume_24h_usd": pl.Float64(),
+        "coin_rank": pl.Int32(),
+        "created_at": pl.Datetime("us", "UTC"),
+        "provider_ts": pl.Datetime("us", "UTC"),
+        "source": pl.String(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Put:
+    """What a put did: rows written, and rows set aside in `rejected_observations`."""
+
+    stored: int
+    rejected: int
+
+
+def put_minutes(
+    connection: Connection,
+    minutes: pl.DataFrame,
+    *,
+    now: datetime,
+    collection_id: int | None = None,
+) -> Put:
+    """Store observations as minute closes, and with them the closes of their hours.
+
+    One transaction (a savepoint, inside an open one). Sound and new rows go by a plain COPY. Should
+    PostgreSQL refuse a single one of them, all go the careful way instead: each row is judged, the
+    faulty are set aside with their reason, the rest is merged with what is stored.
+
+    Args:
+        minutes: one row per coin and minute, of `MINUTES_SCHEMA`.
+        now: a minute after this instant is faulty, and rejections carry it.
+        collection_id: the cycle that rejections are filed under.
+
+    Raises:
+        psycopg.Error: nothing was stored, for a reason that lies in no row (a lock time-out, a
+            lost connection, a full disk).
+    """
+    ordered = minutes.match_to_schema(MINUTES_SCHEMA).sort("coin_id", "minute_ts")
+    if ordered.is_empty():
+        return Put(0, 0)
+    with connection.transaction():
+        # Before the first row, as every writer does: see lock_buckets() in sql/.
+        connection.execute(
+            "SELECT lock_buckets('hourly', %s, %s)", _span(ordered, fallback=now), prepare=False
+        )
+        try:
+            with connection.transaction():
+                _refuse_future(ordered, now)
+                copy_frame(connection, "public.minute_close", ordered)
+        except (psycopg.IntegrityError, psycopg.DataError, _FutureMinute):
+            return _put_carefully(connection, ordered, now, collection_id)
+    return Put(stored=ordered.height, rejected=0)
+
+
+class _FutureMinute(Exception):  # noqa: N818 - a turning, not an error
+    """Some minute lies after now: the one fault that no constraint can see."""
+
+
+def _refuse_future(minutes: pl.DataFrame, now: datetime) -> None:
+    if minutes.filter(pl.col("minute_ts") > now).height:
+        raise _FutureMinute
+
+
+def _span(minutes: pl.DataFrame, fallback: datetime) -> tuple[datetime, datetime]:
+    label = pl.col("minute_ts")
+    first, last = minutes.select(label.min().alias("first"), label.max().alias("last")).row(0)
+    return first or fallback, last or fallback
+
+
+def _put_carefully(
+    connection: Connection, minutes: pl.DataFrame, now: datetime, collection_id: int | None
+) -> Put:
+    connection.execute(
+        "CREATE TEMPORARY TABLE staged_minutes ON COMMIT DROP AS "
+        "SELECT * FROM public.minute_close WITH NO DATA"
+    )
+    copy_frame(connection, "pg_temp.staged_minutes", minutes)
+    put = one_row(
+        connection,
+        "SELECT stored, rejected FROM put_staged_minutes(%s, %s)",
+        (collection_id, now),
+    )
+    connection.execute("DROP TABLE pg_temp.staged_minutes")
+    return Put(*put)
+
+
+def roll_up(connection: Connection, timeframe: Timeframe, start: datetime, end: datetime) -> int:
+    """Merge the stored children with `start <= label < end` into their parents.
+
+    Returns:
+        Rows written; 0 when all of it was there already.
+    """
+    return int(one_row(connection, "SELECT roll_up(%s, %s, %s)", (timeframe.name, start, end))[0])
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a close table holds between two labels."""
+
+    rows: int
+    coins: int
+    first: datetime | None
+    last: datetime | None
+
+
+def window(connection: Connection, timeframe: Timeframe, start: datetime, end: datetime) -> Window:
+    """Count the closes with `start <= label < end`."""
+    statement = sql.SQL(
+        "SELECT count(*), count(DISTINCT coin_id), min({label}), max({label}) "
+        "FROM {table} WHERE {label} >= %s AND {label} < %s"
+    ).format(label=sql.Identifier(timeframe.label), table=sql.Identifier("public", timeframe.table))
+    return Window(*one_row(connection, statement, (start, end)))
+
+
+def set_retention(connection: Connection, keep: dict[str, timedelta]) -> None:
+    """Lengthen retention periods: table name -> how long its rows are kept.
+
+    Raises:
+        psycopg.errors.CheckViolation: a period is shorter than its rollup needs.
+    """
+    with connection.transaction():
+        for table, period in keep.items():
+            connection.execute(
+                "UPDATE retention_policy SET keep = %s WHERE table_name = %s", (period, table)
+            )

@@ -1,0 +1,45 @@
+"""How rows travel: a polars frame in by COPY, a single row out.
+
+Belongs here: the one way to do each. Does not: what any table means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+from psycopg import Connection, sql
+
+
+def copy_frame(connection: Connection, table: str, frame: pl.DataFrame) -> None:
+    """COPY `frame` into `table`, whose columns are named as the frame's.
+
+    Floats travel in their shortest decimal form, which is the same number; nulls and empty texts
+    stay different.
+
+    Raises:
+        psycopg.Error: PostgreSQL refuses a row; then none of them is kept.
+    """
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv)").format(
+        sql.Identifier(*table.split(".")),
+        sql.SQL(", ").join(map(sql.Identifier, frame.columns)),
+    )
+    rows = frame.write_csv(include_header=False).encode()
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.write(rows)
+
+
+def one_row(
+    connection: Connection, statement: str | sql.SQL | sql.Composed, parameters: Sequence[Any] = ()
+) -> Any:
+    """The single row, as a tuple, of a statement that always returns one.
+
+    Raises:
+        psycopg.Error: the statement failed.
+        LookupError: it returned no row, so it is not such a statement.
+    """
+    row = connection.execute(statement, parameters).fetchone()
+    if row is None:
+        raise LookupError(f"No row from: {statement!r}")
+    return row
