@@ -1,0 +1,96 @@
+"""What a collecting process holds: settings, the way to the warehouse, the provider.
+
+Belongs here: making these from settings, once. Does not: using them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+
+import httpx
+from psycopg import Connection
+
+from pulseguard_assets.coingecko.client import CoinGecko, Limits, utc_now
+from pulseguard_assets.coingecko.plans import Plan, plan_for
+from pulseguard_assets.settings import Settings
+from pulseguard_assets.warehouse.connection import DatabaseUnavailable, connect
+from pulseguard_assets.warehouse.ledger import Ledger
+
+# Dagster cuts a tick at 60 s. A tick begins no call after 25 s, and no call lasts longer than
+# these limits: 25 + 12 + 6 s leaves room for the database.
+TICK_BUDGET = timedelta(seconds=25)
+_CALL_LIMITS = Limits(connect_seconds=5, read_seconds=6, total_seconds=12)
+# A writer that waits longer than this for another has met something stuck.
+_LOCK_TIMEOUT = timedelta(seconds=10)
+
+
+@dataclass(frozen=True)
+class Platform:
+    """One process's access to both sides.
+
+    Attributes:
+        settings: as validated at start.
+        clock: the current instant, UTC.
+        transport: httpx transport in place of the network, for tests.
+    """
+
+    settings: Settings
+    clock: Callable[[], datetime] = utc_now
+    transport: httpx.BaseTransport | None = None
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The provider's plan with the figures in force."""
+        return plan_for(
+            self.settings.plan,
+            calls_per_minute=self.settings.calls_per_minute,
+            credits_per_month=self.settings.credits_per_month,
+            history_days=self.settings.history_days,
+        )
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger, keeping to the plan's calls a minute and its credits less the reserve."""
+        credits = self.plan.credits_per_month
+        kept = 1 - self.settings.reserve_percent / 100
+        return Ledger(
+            self.connect,
+            calls_per_minute=self.plan.calls_per_minute,
+            credits_per_month=None if credits is None else int(credits * kept),
+        )
+
+    @cached_property
+    def provider(self) -> CoinGecko:
+        """The client; one for the process, so that connections are kept."""
+        key = self.settings.api_key
+        return CoinGecko(
+            plan=self.plan,
+            ledger=self.ledger,
+            base_url=self.settings.base_url,
+            api_key=None if key is None else key.get_secret_value(),
+            clock=self.clock,
+            transport=self.transport,
+            limits=_CALL_LIMITS,
+        )
+
+    def connect(self) -> Connection:
+        """A new autocommit connection to the warehouse.
+
+        Raises:
+            DatabaseUnavailable: no URL is set, or the server cannot be reached.
+        """
+        url = self.settings.database_url
+        if url is None:
+            raise DatabaseUnavailable(
+                "No database is named. Start the platform with `pulseguard up`, which brings its "
+                "own, or set PULSEGUARD_DATABASE_URL."
+            )
+        return connect(url.get_secret_value(), lock_timeout=_LOCK_TIMEOUT)
+
+    def close(self) -> None:
+        """Close the connections it keeps."""
+        self.provider.close()
+        self.ledger.close()
