@@ -1,0 +1,278 @@
+"""`pulseguard up`: brings the whole platform up, looks after it, and takes it down.
+
+Belongs here: the order of things, and what the user is told. Does not: how a child is kept
+running (`supervisor.py`), what the children are (`children.py`), or any work of the platform.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TypeVar
+
+from pulseguard_assets.running import children
+from pulseguard_assets.running.address import require_free
+from pulseguard_assets.running.database import DatabaseHold
+from pulseguard_assets.running.instance import (
+    REAL,
+    SIMULATED,
+    Folders,
+    claim,
+    forget_old_compute_logs,
+    locked,
+    prepare,
+)
+from pulseguard_assets.running.polling import polling_in_force
+from pulseguard_assets.running.screen import Screen
+from pulseguard_assets.running.supervisor import (
+    ChildSpec,
+    Guardian,
+    Rules,
+    StopSignals,
+    Supervisor,
+)
+from pulseguard_assets.settings import Settings
+from pulseguard_assets.warehouse.connection import DatabaseUnavailable, ensure_dagster_schema
+from pulseguard_assets.warehouse.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from pulseguard_assets.warehouse.migrations import migrate
+
+T = TypeVar("T")
+
+_LOOK_AT_DATABASE_EVERY = 5.0
+_HOUSEKEEPING_EVERY = 3600.0
+# The children have stopped by then, so the server has nobody to wait for.
+_DATABASE_STOPS_WITHIN = 2.0
+EXIT_KILLED = 130
+
+
+class _StopRequested(Exception):  # noqa: N818 - it is no error
+    """A signal came before everything was up."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be told to `up` beside the settings.
+
+    Attributes:
+        simulator_port: start a simulator on this loopback port: the demo. None: no simulator.
+        definitions: the module that the code server loads.
+        rules: how children are restarted and stopped.
+    """
+
+    simulator_port: int | None = None
+    definitions: str = children.DEFINITIONS
+    rules: Rules = field(default_factory=Rules)
+
+    @property
+    def purpose(self) -> str:
+        """Whether real or simulated prices are collected."""
+        return REAL if self.simulator_port is None else SIMULATED
+
+
+def up(settings: Settings, screen: Screen, options: Options | None = None) -> None:
+    """Run the platform until SIGINT, SIGTERM or SIGHUP.
+
+    Raises:
+        PlanCannotPay, AddressUnusable, InstanceError, ChildFailed: see there.
+        DatabaseUnavailable, UnsupportedPostgres, MigrationError, EmbeddedPostgresError,
+        FolderInUse: see `warehouse`.
+    """
+    asyncio.run(_Platform(settings, screen, options or Options()).run())
+
+
+class _Platform:
+    """One run of the platform, from the first lock to the last process."""
+
+    def __init__(self, settings: Settings, screen: Screen, options: Options) -> None:
+        self._settings = settings
+        self._screen = screen
+        self._options = options
+        self._folders = Folders(settings.data_dir)
+        self._embedded: EmbeddedPostgres | None = None
+        self._hold: DatabaseHold | None = None
+        self._supervisor: Supervisor | None = None
+
+    async def run(self) -> None:
+        # From the first moment: the default answer to SIGUSR1 is to die.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._reload)
+        with StopSignals(self._kill).installed() as stop:
+            with suppress(_StopRequested):
+                async with AsyncExitStack() as stack:
+                    guardian = await self._start(stack, stop)
+                    await self._look_after(guardian, stop)
+            self._screen.say("Stopped. Everything that was collected is kept.")
+
+    def _reload(self) -> None:
+        """`pulseguard reload`: run the code as it is on disk now."""
+        if self._supervisor is not None:
+            self._supervisor.replace(children.CODE_SERVER)
+
+    def _kill(self) -> None:
+        """A second signal: whoever sends it does not want to wait."""
+        if self._supervisor is not None:
+            self._supervisor.kill()
+        # The guardian and the kernel (see `launcher.py`) end what is left, cleanly and soon.
+        os._exit(EXIT_KILLED)
+
+    async def _start(self, stack: AsyncExitStack, stop: asyncio.Event) -> Guardian:
+        """Bring everything up, entering what must be left again into `stack`."""
+        folders, step = self._folders, self._screen.step
+        polling_in_force(self._settings)
+        require_free(self._settings.host, self._settings.port)
+        lock = stack.enter_context(locked(folders))
+        claim(folders, self._options.purpose)
+        prepare(folders)
+        self._screen.settings(self._settings, folders, simulated=self._simulated)
+        guardian = await stack.enter_async_context(_guardian(holding=lock))
+        with step("database") as done:
+            dsn = await self._start_database(stack)
+            done(f"{'embedded' if self._embedded else 'external'} PostgreSQL")
+        _raise_if(stop)
+        with step("migrations") as done:
+            applied = await asyncio.to_thread(self._prepare_database, dsn)
+            done(f"{len(applied)} applied" if applied else "up to date")
+        _raise_if(stop)
+        self._supervisor = await stack.enter_async_context(
+            Supervisor(
+                logs=folders.logs,
+                guardian=guardian,
+                say=self._screen.say,
+                echo=self._screen.echo,
+                rules=self._options.rules,
+            )
+        )
+        for spec in self._specs(dsn):
+            with step(spec.name) as done:
+                await _unless(stop, self._supervisor.start(spec))
+                done(f"process {self._supervisor.pids[spec.name]}")
+        self._screen.welcome(self._settings, folders, simulated=self._simulated)
+        return guardian
+
+    @property
+    def _simulated(self) -> bool:
+        return self._options.simulator_port is not None
+
+    async def _start_database(self, stack: AsyncExitStack) -> str:
+        if self._settings.database_url is None:
+            self._embedded = EmbeddedPostgres(
+                self._settings.data_dir, progress=self._screen.progress
+            )
+            stack.push_async_callback(
+                asyncio.to_thread, self._embedded.stop, patience=_DATABASE_STOPS_WITHIN
+            )
+            dsn = await asyncio.to_thread(self._embedded.start)
+        else:
+            dsn = self._settings.database_url.get_secret_value()
+        self._hold = DatabaseHold(dsn)
+        stack.callback(self._hold.release)
+        await asyncio.to_thread(self._hold.acquire)
+        return dsn
+
+    def _prepare_database(self, dsn: str) -> list[str]:
+        assert self._hold is not None  # noqa: S101 - set by _start_database
+        self._hold.claim(self._options.purpose)
+        applied = migrate(dsn)
+        ensure_dagster_schema(dsn)
+        return applied
+
+    def _specs(self, dsn: str) -> list[ChildSpec]:
+        """The children in the order of their start; they stop in the opposite one."""
+        folders, settings = self._folders, self._settings
+        variables = children.environment(settings, folders, dsn)
+        port = self._options.simulator_port
+        return [
+            *([] if port is None else [children.simulator(port, folders)]),
+            children.code_server(folders, variables, definitions=self._options.definitions),
+            children.webserver(settings, folders, variables),
+            children.daemon(folders, variables),
+        ]
+
+    async def _look_after(self, guardian: Guardian, stop: asyncio.Event) -> None:
+        """Until a signal comes: restart, watch, tidy. A mistake of our own ends it too."""
+        assert self._supervisor is not None  # noqa: S101 - set by _start
+        tasks = [
+            asyncio.create_task(work)
+            for work in (
+                self._supervisor.run(stop),
+                guardian.keep(),
+                self._watch_database(),
+                self._keep_house(),
+            )
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+            self._screen.say("Stopping")
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch_database(self) -> None:
+        """Restart the embedded server when it dies; keep the lock through restarts of any."""
+        complaint = ""
+        while True:
+            await asyncio.sleep(_LOOK_AT_DATABASE_EVERY)
+            try:
+                lost = await asyncio.to_thread(self._restore_database)
+            except (DatabaseUnavailable, EmbeddedPostgresError) as error:
+                if str(error) != complaint:
+                    complaint = str(error)
+                    self._screen.say(f"The database is away, trying on: {complaint}")
+                continue
+            if lost:
+                self._screen.say("The database is back")
+            complaint = ""
+
+    def _restore_database(self) -> bool:
+        """Whether something had to be restored."""
+        assert self._hold is not None  # noqa: S101 - set by _start_database
+        if self._embedded is not None and not self._embedded.running:
+            self._screen.say("The embedded PostgreSQL has ended; starting it again")
+            self._embedded.start()
+        return self._hold.verify()
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.to_thread(
+                forget_old_compute_logs, self._folders, datetime.now(timezone.utc)
+            )
+            await asyncio.sleep(_HOUSEKEEPING_EVERY)
+
+
+@asynccontextmanager
+async def _guardian(*, holding: int) -> AsyncIterator[Guardian]:
+    guardian = Guardian(holding=holding)
+    await guardian.start()
+    try:
+        yield guardian
+    finally:
+        await guardian.close()
+
+
+def _raise_if(stop: asyncio.Event) -> None:
+    if stop.is_set():
+        raise _StopRequested
+
+
+async def _unless(stop: asyncio.Event, work: Awaitable[T]) -> T:
+    """Await `work`, giving it up when `stop` is set first."""
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _StopRequested
+        return working.result()
+    finally:
+        stopping.cancel()
+        working.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(working, return_exceptions=True)

@@ -1,0 +1,47 @@
+"""The polling schedule that follows from the settings.
+
+Belongs here: settings in, a schedule of `coingecko/planner.py` out, and its words.
+Does not: the arithmetic, or counting calls.
+"""
+
+from __future__ import annotations
+
+from pulseguard_assets.coingecko.planner import PollingPlan, plan_polling
+from pulseguard_assets.coingecko.plans import Plan, plan_for
+from pulseguard_assets.settings import Settings
+
+# "All there are" before they have been counted: the provider listed about 18,000 in 2026.
+COINS_THERE_ARE = 18_000
+
+
+def plan_in_force(settings: Settings) -> Plan:
+    """The plan with the user's figures in place of the published ones."""
+    return plan_for(
+        settings.plan,
+        calls_per_minute=settings.calls_per_minute,
+        credits_per_month=settings.credits_per_month,
+        history_days=settings.history_days,
+    )
+
+
+def polling_in_force(settings: Settings) -> PollingPlan:
+    """How often these settings poll, and what it costs.
+
+    Raises:
+        PlanCannotPay: the plan cannot pay for it.
+    """
+    return plan_polling(
+        plan_in_force(settings),
+        settings.coins_wanted or COINS_THERE_ARE,
+        reserve_percent=settings.reserve_percent,
+        cadence_minutes=settings.cadence_minutes,
+    )
+
+
+def in_words(polling: PollingPlan) -> str:
+    """The schedule in a line."""
+    cadence = polling.cadence_minutes
+    often = "every minute" if cadence == 1 else f"every {cadence} minutes"
+    allowed = polling.credits_allowed
+    budget = "a month" if allowed is None else f"of {allowed:,} a month"
+    return f"{polling.coins:,} coins {often}, {polling.calls_per_month:,} calls {budget}"
