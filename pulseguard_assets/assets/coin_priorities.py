@@ -18,8 +18,9 @@ from pulseguard_assets.assets.tables import (
     table_metadata,
     with_query,
 )
+from pulseguard_assets.collecting.errors import SweepFailed
 from pulseguard_assets.collecting.platform import Platform
-from pulseguard_assets.collecting.sweep import SweepFailed, sweep
+from pulseguard_assets.collecting.sweep import sweep
 from pulseguard_assets.warehouse.coins import count_coins
 
 GROUP = "coins"

@@ -21,8 +21,9 @@ from pulseguard_assets.assets.tables import (
     table_metadata,
     with_query,
 )
+from pulseguard_assets.collecting.errors import NoCoins
 from pulseguard_assets.collecting.platform import Platform
-from pulseguard_assets.collecting.polling import NoCoins, PollFailed, PollReport, poll_by_hand
+from pulseguard_assets.collecting.polling import PollFailed, PollReport, poll_by_hand
 from pulseguard_assets.timeframes import MINUTE
 
 GROUP = "closes"
@@ -43,7 +44,8 @@ def poll_metadata(report: PollReport, now: datetime) -> dict[str, Any]:
     Durations are in seconds; coverage is the share of the cycle's coins that were stored.
     """
     figures: dict[str, Any] = {
-        "dagster/row_count": report.stored,
+        "dagster/row_count": report.table_rows,
+        "rows_stored": report.stored,
         "coins_expected": report.coins,
         "coverage": round(report.cycle.coins_processed / report.coins, 4) if report.coins else 0.0,
         "rejected": report.rejected,

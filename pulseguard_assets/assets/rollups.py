@@ -20,7 +20,7 @@ from pulseguard_assets.assets.tables import (
 )
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.timeframes import TIMEFRAMES, Timeframe
-from pulseguard_assets.warehouse.closes import roll_up, window
+from pulseguard_assets.warehouse.closes import count_rows, roll_up, window
 
 _SHOWN = {"hourly": "48 hours", "daily": "14 days", "weekly": "1 year", "monthly": "5 years"}
 
@@ -59,11 +59,13 @@ def _rollup(timeframe: Timeframe, start: date) -> dg.AssetsDefinition:
             written = roll_up(connection, timeframe, bucket.start, bucket.end)
             held = window(connection, timeframe, bucket.start, bucket.end)
             children = window(connection, child, bucket.start, bucket.end)
+            total = count_rows(connection, timeframe)
         if held.rows == 0:
             raise dg.Failure(_nothing_stored(timeframe, child, context.partition_key))
         return dg.MaterializeResult(
             metadata={
-                "dagster/row_count": held.rows,
+                "dagster/row_count": total,
+                "dagster/partition_row_count": held.rows,
                 "rows_written": written,
                 "coins": held.coins,
                 f"{child.name}_rows_stored": children.rows,

@@ -20,9 +20,9 @@ import dagster as dg
 from pulseguard_assets.assets.coin_priorities import KEY as COIN_PRIORITIES
 from pulseguard_assets.assets.minute_close import KEY, poll_metadata
 from pulseguard_assets.assets.partitions import key_at
+from pulseguard_assets.collecting.errors import NoCoins
 from pulseguard_assets.collecting.platform import TICK_BUDGET, Platform
 from pulseguard_assets.collecting.polling import (
-    NoCoins,
     NotDue,
     PollFailed,
     PollReport,
@@ -40,7 +40,8 @@ def price_sensor(minutes: dg.TimeWindowPartitionsDefinition) -> dg.SensorDefinit
 
     @dg.sensor(
         name=SENSOR,
-        target=dg.AssetSelection.assets(COIN_PRIORITIES),
+        # Not `target`: that would be one job, whose assets must share their partitions.
+        asset_selection=dg.AssetSelection.assets(KEY, COIN_PRIORITIES),
         minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=(
@@ -87,7 +88,9 @@ def _materialization(
 def _first_sweep(now: datetime, reason: str) -> dg.SensorResult:
     key = int(now.timestamp()) // _SWEEP_RETRY_SECONDS
     return dg.SensorResult(
-        run_requests=[dg.RunRequest(run_key=f"first-sweep-{key}")],
+        run_requests=[
+            dg.RunRequest(run_key=f"first-sweep-{key}", asset_selection=[COIN_PRIORITIES])
+        ],
         skip_reason=None,
         cursor=reason,
     )

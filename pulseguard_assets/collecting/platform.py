@@ -5,6 +5,7 @@ Belongs here: making these from settings, once. Does not: using them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ from pulseguard_assets.coingecko.client import CoinGecko, Limits, utc_now
 from pulseguard_assets.coingecko.plans import Plan, plan_for
 from pulseguard_assets.settings import Settings
 from pulseguard_assets.warehouse.connection import DatabaseUnavailable, connect
+from pulseguard_assets.warehouse.embedded import running_dsn
 from pulseguard_assets.warehouse.ledger import Ledger
 
 # Dagster cuts a tick at 60 s. A tick begins no call after 25 s, and no call lasts longer than
@@ -34,11 +36,13 @@ class Platform:
     Attributes:
         settings: as validated at start.
         clock: the current instant, UTC.
+        sleep: waits so many seconds; whoever moves the clock by hand moves it here.
         transport: httpx transport in place of the network, for tests.
     """
 
     settings: Settings
     clock: Callable[[], datetime] = utc_now
+    sleep: Callable[[float], object] = time.sleep
     transport: httpx.BaseTransport | None = None
 
     @cached_property
@@ -72,6 +76,7 @@ class Platform:
             base_url=self.settings.base_url,
             api_key=None if key is None else key.get_secret_value(),
             clock=self.clock,
+            sleep=self.sleep,
             transport=self.transport,
             limits=_CALL_LIMITS,
         )
@@ -79,16 +84,21 @@ class Platform:
     def connect(self) -> Connection:
         """A new autocommit connection to the warehouse.
 
+        That is the database of the settings, or the embedded one that a running `pulseguard up`
+        keeps in the data folder.
+
         Raises:
-            DatabaseUnavailable: no URL is set, or the server cannot be reached.
+            DatabaseUnavailable: there is neither, or the server cannot be reached.
         """
         url = self.settings.database_url
-        if url is None:
+        dsn = running_dsn(self.settings.data_dir) if url is None else url.get_secret_value()
+        if dsn is None:
             raise DatabaseUnavailable(
-                "No database is named. Start the platform with `pulseguard up`, which brings its "
-                "own, or set PULSEGUARD_DATABASE_URL."
+                f"No database is named, and none runs in {self.settings.data_dir}. Start the "
+                "platform with `pulseguard up`, which brings its own, or set "
+                "PULSEGUARD_DATABASE_URL (or PULSEGUARD_DATA_DIR, if it runs in another folder)."
             )
-        return connect(url.get_secret_value(), lock_timeout=_LOCK_TIMEOUT)
+        return connect(dsn, lock_timeout=_LOCK_TIMEOUT)
 
     def close(self) -> None:
         """Close the connections it keeps."""

@@ -24,8 +24,10 @@ from pulseguard_assets.coingecko.client import PriceAnswer
 from pulseguard_assets.coingecko.errors import CallNotFree, ProviderError, UriTooLong
 from pulseguard_assets.coingecko.packing import halve, pack_ids
 from pulseguard_assets.coingecko.planner import PollingPlan, plan_polling
+from pulseguard_assets.collecting.errors import CollectingError, NoCoins, reason_of
 from pulseguard_assets.collecting.platform import Platform
-from pulseguard_assets.warehouse.closes import MINUTES_SCHEMA, put_minutes
+from pulseguard_assets.timeframes import MINUTE
+from pulseguard_assets.warehouse.closes import MINUTES_SCHEMA, count_rows, put_minutes
 from pulseguard_assets.warehouse.coins import coins_to_poll
 from pulseguard_assets.warehouse.collections import (
     Collection,
@@ -43,11 +45,7 @@ _LOCK = "poll"
 _MOST_MISSING_NAMED = 20
 
 
-class NoCoins(RuntimeError):  # noqa: N818 - reads as what it says
-    """`coin_priorities` is empty: there is nobody to poll before the first sweep."""
-
-
-class PollFailed(RuntimeError):  # noqa: N818 - reads as what it says
+class PollFailed(CollectingError):  # noqa: N818 - reads as what it says
     """A poll ended before its coins did. The message is the reason, and what to do.
 
     Attributes:
@@ -88,6 +86,7 @@ class PollReport:
         oldest_provider_ts: the least recent of the provider's own times.
         took: from the beginning to the last commit.
         coins: coins of the whole cycle.
+        table_rows: rows of minute_close afterwards.
     """
 
     cycle: Collection
@@ -102,6 +101,7 @@ class PollReport:
     oldest_provider_ts: datetime | None = None
     took: timedelta = timedelta(0)
     coins: int = 0
+    table_rows: int = 0
 
     @property
     def waiting_until(self) -> datetime | None:
@@ -160,9 +160,7 @@ def poll_when_due(
         cycle = last if last is not None and waiting is not None else None
         if cycle is None:
             cycle = begin_collection(connection, kind, now, _first_details(last, slot, work))
-        failing = bool(cycle.details.get("failures"))
-        # While the provider is down one attempt per poll is enough to see it come back.
-        return _Run(platform, connection, work, cycle, now).go_on(now if failing else until)
+        return _Run(platform, connection, work, cycle, now).go_on(until)
 
 
 def poll_by_hand(
@@ -225,7 +223,8 @@ class _Work:
 def _last_cycle(connection: Connection, kind: str, now: datetime) -> Collection | None:
     newest = next(iter(recent_collections(connection, (kind,), 1)), None)
     resumable = None if newest is None or _waiting_until(newest) is None else newest.id
-    fail_crashed(connection, POLL_KINDS, now, resumable)
+    # One by hand as well: whoever holds the lock knows that nobody is at it.
+    fail_crashed(connection, (*POLL_KINDS, BY_HAND), now, resumable)
     return next(iter(recent_collections(connection, (kind,), 1)), None)
 
 
@@ -280,7 +279,8 @@ class _Run:
         now: datetime,
     ) -> None:
         self._platform, self._connection, self._work, self._now = platform, connection, work, now
-        self._calls_before = platform.ledger.granted
+        self._granted_before = platform.ledger.granted
+        self._calls_made_before = cycle.api_calls_made
         cycle.details.pop("waiting_until", None)
         self._report = PollReport(cycle, minute_of(now), coins=work.coins.height)
         save_collection(connection, cycle, now)
@@ -288,10 +288,13 @@ class _Run:
     def go_on(self, until: datetime) -> PollReport:
         """Fetch and store the chunks that remain."""
         pending = list(self._work.chunks(self._report.cycle.details.get("after")))
+        failing = bool(self._report.cycle.details.get("failures"))
+        # While the provider is down one attempt per poll is enough to see it come back.
+        patience = self._now if failing else until
         while pending:
             chunk = pending.pop(0)
             try:
-                answer = self._platform.provider.simple_price(chunk, until=until)
+                answer = self._platform.provider.simple_price(chunk, until=patience)
                 self._store(chunk, answer)
             except CallNotFree as wait:
                 return self._wait(wait.retry_at)
@@ -299,7 +302,7 @@ class _Run:
                 if isinstance(error, UriTooLong) and len(chunk) > 1:
                     pending[:0] = halve(chunk)
                     continue
-                raise self.failed(str(error).strip(), getattr(error, "retry_at", None)) from error
+                raise self.failed(reason_of(error), getattr(error, "retry_at", None)) from error
             if pending and self._platform.clock() >= until:
                 return self._wait(self._platform.clock())
         return self._end(status="completed", ended_at=self._platform.clock(), failures=None)
@@ -312,11 +315,17 @@ class _Run:
         minutes = min(2 ** min(failures - 1, 10), self._work.schedule.cadence_minutes)
         pause = self._now + timedelta(minutes=minutes)
         later = max(pause, retry_at or pause).isoformat()
-        if self._connection.closed:
+        try:
+            report = self._end(
+                status="failed",
+                ended_at=self._platform.clock(),
+                error=message,
+                failures=failures,
+                retry_at=later,
+            )
+        except psycopg.Error:
+            # The warehouse is what failed, perhaps. The next poll closes the row.
             return PollFailed(message, self._report)
-        report = self._end(
-            status="failed", ended_at=self._now, error=message, failures=failures, retry_at=later
-        )
         return PollFailed(message, report)
 
     def _store(self, chunk: list[str], answer: PriceAnswer) -> None:
@@ -383,16 +392,18 @@ class _Run:
         **details: Any,
     ) -> PollReport:
         """Write how this stretch ended; a detail given as None is taken out."""
-        calls = self._platform.ledger.granted - self._calls_before
+        calls = self._platform.ledger.granted - self._granted_before
         merged = self._report.cycle.details | details
         cycle = replace(
             self._report.cycle,
             status=status,
             ended_at=ended_at,
             error=error,
-            api_calls_made=self._report.cycle.api_calls_made + calls,
+            api_calls_made=self._calls_made_before + calls,
             details={key: value for key, value in merged.items() if value is not None},
         )
         save_collection(self._connection, cycle, self._now)
-        self._report = replace(self._report, cycle=cycle, calls=calls)
+        self._report = replace(
+            self._report, cycle=cycle, calls=calls, table_rows=count_rows(self._connection, MINUTE)
+        )
         return self._report

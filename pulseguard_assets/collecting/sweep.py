@@ -7,6 +7,7 @@ Does not: how a coin is stored (`sql/`), nor what Dagster makes of it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -15,6 +16,8 @@ from psycopg import Connection
 
 from pulseguard_assets.coingecko.client import MarketsAnswer
 from pulseguard_assets.coingecko.errors import ProviderError
+from pulseguard_assets.coingecko.packing import pack_ids
+from pulseguard_assets.collecting.errors import SweepFailed, reason_of
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.warehouse.coins import COINS_SCHEMA, put_coins, unknown_coins
 from pulseguard_assets.warehouse.collections import (
@@ -28,10 +31,6 @@ from pulseguard_assets.warehouse.collections import (
 
 KIND = "priority_refresh"
 PER_PAGE = 250
-
-
-class SweepFailed(RuntimeError):  # noqa: N818 - reads as what it says
-    """A sweep ended early. The message is the reason; the pages before it are stored."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,7 @@ class _Sweep:
     ) -> None:
         self._platform, self._connection, self._now, self._log = platform, connection, now, log
         self._report = report
+        self._seen: set[str] = set()
         self._calls_before = platform.ledger.granted
 
     def run(self, until: datetime) -> SweepReport:
@@ -102,11 +102,14 @@ class _Sweep:
             self._pages(until)
             self._always_included(until)
         except (ProviderError, psycopg.Error) as error:
-            message = str(error).strip()
-            if not self._connection.closed:
-                self._end("failed", message)
-            raise SweepFailed(message) from error
+            raise self._failed(reason_of(error)) from error
         return self._end("completed", None)
+
+    def _failed(self, message: str) -> SweepFailed:
+        # The warehouse may be what failed. The next sweep closes the row then.
+        with suppress(psycopg.Error):
+            self._end("failed", message)
+        return SweepFailed(message)
 
     def _pages(self, until: datetime) -> None:
         wanted = self._platform.settings.coins_wanted
@@ -120,13 +123,18 @@ class _Sweep:
             self._log(f"page {page}: {answer.rows} coins")
             if answer.rows < PER_PAGE or (wanted is not None and page * PER_PAGE >= wanted):
                 return
+            if self._platform.clock() >= until:
+                raise self._failed(
+                    f"The sweep's time was over after page {page} of the market list. What it read "
+                    "is stored. To read all of it in time, use a larger plan (PULSEGUARD_PLAN) or "
+                    "fewer coins (PULSEGUARD_MODE)."
+                )
 
     def _always_included(self, until: datetime) -> None:
-        always = self._platform.settings.always_include
-        lacking = unknown_coins(self._connection, always)
-        if not lacking:
-            return
-        self._store(self._platform.provider.coins_markets_of(lacking, until=until))
+        # Known ones too: beyond the mode's pages, nobody else would renew their ranks.
+        lacking = [i for i in self._platform.settings.always_include if i not in self._seen]
+        for coin_ids in pack_ids(lacking, max_ids=PER_PAGE):
+            self._store(self._platform.provider.coins_markets_of(coin_ids, until=until))
         unknown = tuple(unknown_coins(self._connection, lacking))
         if unknown:
             self._log(
@@ -136,6 +144,7 @@ class _Sweep:
 
     def _store(self, answer: MarketsAnswer) -> None:
         coins = answer.frame.rename({"last_updated": "provider_ts"}).select(COINS_SCHEMA.names())
+        self._seen.update(coins["coin_id"])
         identity = self._report.cycle.id
         with self._connection.transaction():
             put = put_coins(

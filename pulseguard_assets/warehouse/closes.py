@@ -119,6 +119,12 @@ def roll_up(connection: Connection, timeframe: Timeframe, start: datetime, end: 
     return int(one_row(connection, "SELECT roll_up(%s, %s, %s)", (timeframe.name, start, end))[0])
 
 
+def count_rows(connection: Connection, timeframe: Timeframe) -> int:
+    """Count all rows of a close table."""
+    statement = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier("public", timeframe.table))
+    return int(one_row(connection, statement)[0])
+
+
 @dataclass(frozen=True)
 class Window:
     """What a close table holds between two labels."""

@@ -66,6 +66,9 @@ def coins_to_poll(
 ) -> pl.DataFrame:
     """The coins of a mode, by coin_id, with their latest known rank (`POLLED_SCHEMA`).
 
+    Sorted as Python compares texts, whatever the collation of the database: a cycle goes on behind
+    its last coin, and would else skip coins or pay for them twice.
+
     Args:
         wanted: how many, by rank; None for all the provider lists.
         always: ids to include whatever their rank, if they are known.
@@ -73,7 +76,7 @@ def coins_to_poll(
     rows = connection.execute(
         "SELECT coin_id, coin_rank FROM coins_to_poll(%s, %s)", (wanted, list(always))
     ).fetchall()
-    return pl.DataFrame(rows, schema=POLLED_SCHEMA, orient="row")
+    return pl.DataFrame(rows, schema=POLLED_SCHEMA, orient="row").sort("coin_id")
 
 
 def unknown_coins(connection: Connection, coin_ids: Sequence[str]) -> list[str]:

@@ -89,7 +89,8 @@ def only_collector(connection: Connection, kind: str, *, patience: bool = False)
     try:
         yield
     finally:
-        if not connection.closed:
+        # A session that is lost took its locks along, and its own error is the better story.
+        with suppress(psycopg.OperationalError):
             connection.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", key)
 
 
@@ -158,13 +159,14 @@ def fail_crashed(
 def reject(
     connection: Connection, rejected: pl.DataFrame, *, collection_id: int | None, now: datetime
 ) -> int:
-    """File rows that were no observations at all (`coin_id`, `reason`, `payload` as JSON text)."""
-    if rejected.is_empty():
-        return 0
+    """File rows that were no observations at all (`coin_id`, `reason`, `payload` as JSON text).
+
+    Returns:
+        How many there were; those filed in the same hour before are counted, not repeated.
+    """
     with connection.cursor() as cursor:
         cursor.executemany(
-            "INSERT INTO rejected_observations "
-            "(rejected_at, collection_id, coin_id, reason, payload) VALUES (%s, %s, %s, %s, %s)",
-            [(now, collection_id, *row) for row in rejected.iter_rows()],
+            "SELECT set_aside(%s, %s, %s, %s, %s::jsonb)",
+            [(collection_id, now, *row) for row in rejected.iter_rows()],
         )
-        return cursor.rowcount
+    return rejected.height
