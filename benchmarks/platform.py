@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 from psycopg import Connection
 
-from pulseguard_assets.warehouse.connection import connect
+from pulseguard_assets.warehouse.connection import DatabaseUnavailable, connect
 from pulseguard_assets.warehouse.embedded import running_dsn
 
 _START_WITHIN = 180.0
@@ -30,7 +31,8 @@ _TICKS = """
 SELECT tick.timestamp AS begun, event.timestamp AS recorded, event.event
 FROM dagster.job_ticks tick
 JOIN dagster.event_logs event
-  ON event.asset_key = '["minute_close"]' AND event.timestamp >= tick.timestamp
+  ON event.asset_key = '["minute_close"]' AND event.dagster_event_type = 'ASSET_MATERIALIZATION'
+ AND event.timestamp >= tick.timestamp
  AND event.timestamp < tick.timestamp + INTERVAL '20 seconds'
 WHERE tick.status = 'SKIPPED' OR tick.status = 'SUCCESS'
 ORDER BY event.id
@@ -152,7 +154,9 @@ def _connected(data_dir: Path) -> Connection:
     while time.monotonic() < deadline:
         dsn = running_dsn(data_dir) if data_dir.exists() else None
         if dsn is not None:
-            return connect(dsn)
+            # It answers before its database is made.
+            with suppress(DatabaseUnavailable):
+                return connect(dsn)
         time.sleep(0.2)
     raise TimeoutError("the platform did not bring its database up")
 

@@ -26,20 +26,6 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
   AND (l.classid::bigint << 32) + l.objid::bigint = %s
 """
 
-# One row, whoever comes first: the primary key allows no second.
-_PURPOSE = """
-CREATE TABLE IF NOT EXISTS public.platform_purpose (
-    only_row BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (only_row),
-    purpose TEXT NOT NULL CHECK (purpose IN ('real', 'simulated')),
-    claimed_at TIMESTAMPTZ NOT NULL DEFAULT NOW()
-);
-COMMENT ON TABLE public.platform_purpose IS
-    'Whether this database holds real or simulated prices; the two are never mixed';
-COMMENT ON COLUMN public.platform_purpose.only_row IS 'Always true: there is one row';
-COMMENT ON COLUMN public.platform_purpose.purpose IS 'real, or simulated by `pulseguard demo`';
-COMMENT ON COLUMN public.platform_purpose.claimed_at IS 'When the first platform started on it';
-"""
-
 
 class DatabaseHold:
     """A session that holds PostgreSQL's advisory lock for as long as the platform runs.
@@ -91,19 +77,17 @@ class DatabaseHold:
         return True
 
     def claim(self, purpose: str) -> None:
-        """Set the database aside for `real` or `simulated` prices, for good.
+        """Set the migrated database aside for `real` or `simulated` prices, for good.
 
         Raises:
             InstanceError: it was set aside for the other.
         """
         assert self._connection is not None  # noqa: S101 - acquire comes first
-        with self._connection.transaction():
-            self._connection.execute(_PURPOSE)
-            self._connection.execute(
-                "INSERT INTO public.platform_purpose (purpose) VALUES (%s) ON CONFLICT DO NOTHING",
-                (purpose,),
-            )
-            row = self._connection.execute("SELECT purpose FROM public.platform_purpose").fetchone()
+        self._connection.execute(
+            "INSERT INTO public.platform_purpose (purpose) VALUES (%s) ON CONFLICT DO NOTHING",
+            (purpose,),
+        )
+        row = self._connection.execute("SELECT purpose FROM public.platform_purpose").fetchone()
         found = str(row[0]) if row else purpose
         if found != purpose:
             raise InstanceError(other_purpose("This database", found))

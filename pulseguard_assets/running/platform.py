@@ -37,9 +37,14 @@ from pulseguard_assets.running.supervisor import (
     Supervisor,
 )
 from pulseguard_assets.settings import Settings
-from pulseguard_assets.warehouse.connection import DatabaseUnavailable, ensure_dagster_schema
+from pulseguard_assets.warehouse.connection import (
+    DatabaseUnavailable,
+    connect,
+    ensure_dagster_schema,
+)
 from pulseguard_assets.warehouse.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from pulseguard_assets.warehouse.migrations import migrate
+from pulseguard_assets.warehouse.retention import set_retention
 
 T = TypeVar("T")
 
@@ -175,9 +180,11 @@ class _Platform:
 
     def _prepare_database(self, dsn: str) -> list[str]:
         assert self._hold is not None  # noqa: S101 - set by _start_database
-        self._hold.claim(self._options.purpose)
         applied = migrate(dsn)
+        self._hold.claim(self._options.purpose)
         ensure_dagster_schema(dsn)
+        with connect(dsn) as connection:
+            set_retention(connection, self._settings.keep_overrides)
         return applied
 
     def _specs(self, dsn: str) -> list[ChildSpec]:

@@ -7,7 +7,7 @@ wins and what is faulty is decided there, once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import polars as pl
 import psycopg
@@ -142,16 +142,3 @@ def window(connection: Connection, timeframe: Timeframe, start: datetime, end: d
         "FROM {table} WHERE {label} >= %s AND {label} < %s"
     ).format(label=sql.Identifier(timeframe.label), table=sql.Identifier("public", timeframe.table))
     return Window(*one_row(connection, statement, (start, end)))
-
-
-def set_retention(connection: Connection, keep: dict[str, timedelta]) -> None:
-    """Lengthen retention periods: table name -> how long its rows are kept.
-
-    Raises:
-        psycopg.errors.CheckViolation: a period is shorter than its rollup needs.
-    """
-    with connection.transaction():
-        for table, period in keep.items():
-            connection.execute(
-                "UPDATE retention_policy SET keep = %s WHERE table_name = %s", (period, table)
-            )
