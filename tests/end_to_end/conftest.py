@@ -1,0 +1,54 @@
+"""What the end-to-end tests share: starting a platform, and a browser to look at it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+from up_support import STAND_IN, Up, eventually
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., Up]]:
+    """`start("up")` or `start("demo")`, with environment variables as keywords."""
+    started: list[Up] = []
+
+    def start(*arguments: str, program: tuple[str, ...] = STAND_IN, **environment: str) -> Up:
+        data_dir = folder / "data"
+        started.append(Up(program, data_dir, *arguments, **environment))
+        if "demo" in arguments:
+            started[-1].data_dir = data_dir / "demo"
+        return started[-1]
+
+    yield start
+    # All of them first: they may have shared one data folder, one after the other.
+    for one in started:
+        if one.code is None:
+            one.process.kill()
+            one.process.wait()
+    eventually("all is gone", lambda: not any(one.processes() for one in started), within=30)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, headless."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium here; `apt-get install chromium` brings it")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--no-first-run",
+            ],
+        )
+        yield browser
+        browser.close()

@@ -1,0 +1,99 @@
+"""The main job as a stranger sees it: `pulseguard demo`, a browser, and the tables."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from up_support import REAL, Up, eventually
+
+from pulseguard_assets.warehouse.embedded import running_dsn
+
+pytestmark = pytest.mark.timeout(900)
+
+ARTEFACTS = Path(__file__).parent.parent / "artefacts"
+MINUTES = "SELECT count(DISTINCT minute_ts) FROM minute_close"
+CLOSES = ("minute_close", "hourly_close", "daily_close", "monthly_close")
+# Two whole minutes pass before a second poll is due for sure.
+TWO_POLLS = 200.0
+
+
+def _page(browser: Browser, up: Up, path: str) -> Page:
+    page = browser.new_page(viewport={"width": 1500, "height": 950})
+    page.set_default_timeout(60_000)
+    page.goto(f"http://127.0.0.1:{up.port}{path}")
+    return page
+
+
+def _keep(page: Page, name: str) -> None:
+    ARTEFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTEFACTS / f"{name}.png")
+    page.close()
+
+
+def _rows(up: Up, statement: str) -> list[tuple[object, ...]]:
+    dsn = running_dsn(up.folders.root)
+    assert dsn is not None
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(statement.encode()).fetchall()
+
+
+def _lineage(browser: Browser, up: Up) -> None:
+    path = "/assets/monthly_close?view=lineage&lineageScope=upstream&lineageDepth=5"
+    page = _page(browser, up, path)
+    for asset in ("coins_markets", "simple_price", "coin_priorities", *CLOSES):
+        expect(page.get_by_text(asset, exact=True).first).to_be_visible()
+    _keep(page, "lineage")
+
+
+def test_the_demo_collects_shows_it_and_goes_on_after_a_stop(
+    start: Callable[..., Up], browser: Browser
+) -> None:
+    up = start("demo", program=REAL)
+    up.wait_until_up()
+    assert "simulated prices, none of them real" in up.screen
+    eventually("a first minute", lambda: up.query(MINUTES) >= 1)
+    eventually("a second minute", lambda: up.query(MINUTES) >= 2, within=TWO_POLLS)
+
+    page = _page(browser, up, "/assets/minute_close?view=overview")
+    expect(page.get_by_text("Latest materialization")).to_be_visible()
+    expect(page.get_by_text("FROM minute_close").first).to_be_visible()
+    expect(page.get_by_text("coin_id").first).to_be_visible()
+    _keep(page, "minute_close")
+    page = _page(browser, up, "/locations/pulseguard/sensors/coingecko_price_sensor")
+    expect(page.get_by_text("~20 sec")).to_be_visible()
+    _keep(page, "sensor")
+    _lineage(browser, up)
+
+    # The open hour is live, rests on just the minutes that are stored, and is their last one.
+    assert _rows(
+        up,
+        """SELECT count(*) FROM hourly_close h WHERE h.close_ts IS DISTINCT FROM
+           (SELECT max(m.minute_ts) FROM minute_close m WHERE m.coin_id = h.coin_id
+            AND date_trunc('hour', m.minute_ts, 'UTC') = h.hour_ts)
+           OR h.price_usd IS DISTINCT FROM (SELECT m.price_usd FROM minute_close m
+            WHERE m.coin_id = h.coin_id AND m.minute_ts = h.close_ts)""",
+    ) == [(0,)]
+    before = up.query(MINUTES)
+    assert up.stop(signal.SIGINT) < 10
+    assert up.code == 0
+
+    again = start("demo", program=REAL)
+    again.wait_until_up()
+    eventually("it goes on", lambda: again.query(MINUTES) > before, within=TWO_POLLS)
+    assert _rows(again, "SELECT count(*) FROM collection_status WHERE status <> 'completed'") == [
+        (0,)
+    ]
+    # No minute in which it ran is missing: from each poll to the next it is a minute, but for the
+    # one gap of the stop.
+    gaps = _rows(
+        again,
+        """SELECT count(*) FROM (SELECT minute_ts - lag(minute_ts) OVER (ORDER BY minute_ts) AS gap
+           FROM (SELECT DISTINCT minute_ts FROM minute_close) AS minutes) AS gaps
+           WHERE gap > INTERVAL '1 minute'""",
+    )
+    assert gaps[0][0] in (0, 1)
