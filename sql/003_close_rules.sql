@@ -30,7 +30,8 @@ CREATE FUNCTION evidence_expression(timeframe TEXT, child_label TEXT) RETURNS TE
 LANGUAGE sql STABLE STRICT
 SET search_path = public, pg_temp
 AS $$
-    SELECT format('1::bigint << (date_part(%L, %s AT TIME ZONE ''UTC'')::integer - %s)',
+    -- In parentheses: next to another bit operator, << is not bound any tighter.
+    SELECT format('(1::bigint << (date_part(%L, %s AT TIME ZONE ''UTC'')::integer - %s))',
                   t.evidence_field, child_label, t.evidence_offset)
     FROM timeframes t WHERE t.name = timeframe
 $$;
@@ -52,23 +53,36 @@ COMMENT ON FUNCTION evidence_bit(TEXT, TIMESTAMPTZ) IS
     'The bit a child label sets in `seen` of its parent: evidence_bit(''hourly'', ''2025-01-01 10:07+00'') is 1 << 7.';
 
 -- ---------------------------------------------------------------------------------------------
--- Locks
+-- Locks, always taken in this order: the gate to the minutes, buckets from narrow to wide, then the
+-- lock of partition creators. Whoever keeps to it cannot be part of a deadlock.
 -- ---------------------------------------------------------------------------------------------
+CREATE FUNCTION lock_number(timeframe TEXT) RETURNS INTEGER
+LANGUAGE sql STABLE STRICT
+SET search_path = public, pg_temp
+-- Any numbers that no other advisory lock of this database uses as its first key.
+AS $$ SELECT 1886678880 + t.ordinal FROM timeframes t WHERE t.name = timeframe $$;
+COMMENT ON FUNCTION lock_number(TEXT) IS
+    'First key of the advisory locks on the buckets of a timeframe; that of minute is the gate to the minutes.';
+
 CREATE FUNCTION lock_buckets(timeframe TEXT, first TIMESTAMPTZ, last TIMESTAMPTZ) RETURNS VOID
 LANGUAGE plpgsql
 SET search_path = public, pg_temp
 SET timezone = 'UTC'
 AS $$
 DECLARE
-    -- Any number that no other advisory lock of this database uses as its first key.
-    lock_class CONSTANT INTEGER := 1886678880;
     slots      CONSTANT INTEGER := 64;
+    class      INTEGER := lock_number(timeframe);
     t          timeframes;
     first_slot BIGINT;
     last_slot  BIGINT;
     slot       INTEGER;
 BEGIN
     SELECT * INTO STRICT t FROM timeframes WHERE name = timeframe;
+    IF t.child = 'minute' THEN
+        -- Said before any row is touched: stop_at_the_gate() lets this transaction pass.
+        PERFORM pg_advisory_xact_lock_shared(lock_number('minute'), 0);
+        PERFORM set_config('pulseguard.hours_locked', 'yes', true);
+    END IF;
     SELECT min(number), max(number) INTO first_slot, last_slot
     FROM (SELECT date_trunc(t.unit, instant, 'UTC') AS label
           FROM unnest(ARRAY[first, last]) AS instant) AS buckets,
@@ -81,16 +95,33 @@ BEGIN
         FROM generate_series(first_slot, least(last_slot, first_slot + slots - 1)) AS s
         ORDER BY 1
     LOOP
-        PERFORM pg_advisory_xact_lock(lock_class + t.ordinal, slot);
+        PERFORM pg_advisory_xact_lock(class, slot);
     END LOOP;
 END
 $$;
 COMMENT ON FUNCTION lock_buckets(TEXT, TIMESTAMPTZ, TIMESTAMPTZ) IS
     'Makes this transaction the only writer of the buckets that hold the instants first..last, until it ends. Writers take these locks before they touch a row, from narrow to wide timeframes and in slot order, so they cannot deadlock. Readers never wait for them. A bucket''s lock is one of 64 slots, so a year of hours takes 64 locks and not 8,760.';
 
+CREATE FUNCTION stop_at_the_gate() RETURNS TRIGGER
+LANGUAGE plpgsql
+SET search_path = public, pg_temp
+AS $$
+BEGIN
+    IF current_setting('pulseguard.hours_locked', true) IS DISTINCT FROM 'yes' THEN
+        PERFORM pg_advisory_xact_lock(lock_number('minute'), 0);
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION stop_at_the_gate() IS
+    'Statement trigger for writers of minutes that did not call lock_buckets() first, such as an INSERT typed by hand. They lock rows before their trigger learns which hours they touch, the others do it the other way round, and the two would wait for each other. So such a writer has the minutes for itself until it commits.';
+
 -- ---------------------------------------------------------------------------------------------
 -- The merge rule
 -- ---------------------------------------------------------------------------------------------
+-- The functions that merge and delete by the ten thousand choose among joins themselves. They also do
+-- without JIT: a plan over many partitions looks dear enough for it, and compiling then takes
+-- longer, half a second, than the work itself.
 CREATE FUNCTION merge_statement(timeframe TEXT, incoming TEXT, first TIMESTAMPTZ, last TIMESTAMPTZ) RETURNS TEXT
 LANGUAGE sql STABLE STRICT
 SET search_path = public, pg_temp
@@ -175,6 +206,7 @@ LANGUAGE plpgsql
 SET search_path = public, pg_temp
 SET timezone = 'UTC'
 SET enable_nestloop = on
+SET jit = off
 AS $$
 DECLARE
     first    TIMESTAMPTZ;
@@ -186,6 +218,12 @@ BEGIN
         RETURN NULL;
     END IF;
     PERFORM lock_buckets('hourly', first, last);
+    IF date_trunc('month', first, 'UTC') = date_trunc('month', last, 'UTC') THEN
+        PERFORM add_monthly_partition('hourly_close', first);
+    ELSE
+        PERFORM add_monthly_partition('hourly_close', month)
+        FROM (SELECT DISTINCT date_trunc('month', minute_ts, 'UTC') AS month FROM arrived) AS months;
+    END IF;
     -- A nested loop over many rows can pick the index on the hour alone, which reads the whole
     -- hour once per coin. Over a few rows it is the best plan there is.
     IF minutes > 100 THEN
@@ -197,6 +235,11 @@ END
 $$;
 COMMENT ON FUNCTION aggregate_to_hourly() IS
     'Statement trigger: merges the minutes a statement wrote into their hours, so that the open hour''s close is always live.';
+
+CREATE TRIGGER trigger_gate_to_minutes
+    BEFORE INSERT OR UPDATE ON minute_close
+    FOR EACH STATEMENT EXECUTE FUNCTION stop_at_the_gate();
+COMMENT ON TRIGGER trigger_gate_to_minutes ON minute_close IS 'Puts statements that hold no lock on their hours in line, before they lock a row.';
 
 -- Two triggers, because a trigger for two events cannot see the rows of either as a table.
 CREATE TRIGGER trigger_aggregate_hourly
@@ -213,26 +256,43 @@ LANGUAGE plpgsql
 SET search_path = public, pg_temp
 SET timezone = 'UTC'
 SET enable_nestloop = off
+SET jit = off
 AS $$
 DECLARE
-    t       timeframes;
-    last    TIMESTAMPTZ := "to" - INTERVAL '1 microsecond';
+    parent  timeframes;
+    child   timeframes;
+    first   TIMESTAMPTZ;
+    last    TIMESTAMPTZ;
+    month   TIMESTAMPTZ;
     written BIGINT;
 BEGIN
-    SELECT * INTO t FROM timeframes WHERE name = timeframe AND child IS NOT NULL;
+    SELECT * INTO parent FROM timeframes WHERE name = timeframe AND timeframes.child IS NOT NULL;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'roll_up: % is not a rollup', quote_literal(timeframe)
+        RAISE EXCEPTION 'roll_up: % is not a rollup', quote_nullable(timeframe)
             USING HINT = 'Name one of hourly, daily, weekly, monthly.';
     END IF;
-    IF "from" IS NULL OR "to" IS NULL OR last < "from" THEN
+    SELECT * INTO child FROM timeframes WHERE name = parent.child;
+    -- What is stored, not what was asked for: a range of years, or an endless one, must not lock
+    -- years of buckets and create years of empty partitions.
+    EXECUTE format('SELECT min(%1$I), max(%1$I) FROM public.%2$I WHERE %1$I >= $1 AND %1$I < $2',
+                   child.label_column, child.table_name)
+        USING "from", "to" INTO first, last;
+    IF first IS NULL THEN
         RETURN 0;
     END IF;
-    PERFORM ensure_partitions("from", last);
-    PERFORM lock_buckets(timeframe, "from", last);
+    PERFORM lock_buckets(timeframe, first, last);
+    PERFORM add_monthly_partition(parent.table_name, bucket_start(timeframe, first));
+    IF date_trunc('month', bucket_start(timeframe, first), 'UTC') <> date_trunc('month', bucket_start(timeframe, last), 'UTC') THEN
+        FOR month IN EXECUTE format(
+            'SELECT DISTINCT date_trunc(''month'', date_trunc(%L, %I, ''UTC''), ''UTC'') FROM public.%I WHERE %2$I BETWEEN $1 AND $2',
+            parent.unit, child.label_column, child.table_name)
+            USING first, last
+        LOOP
+            PERFORM add_monthly_partition(parent.table_name, month);
+        END LOOP;
+    END IF;
     EXECUTE merge_statement(
-        timeframe,
-        incoming_from_children(timeframe, (SELECT format('public.%I', c.table_name) FROM timeframes c WHERE c.name = t.child), "from", last),
-        "from", last);
+        timeframe, incoming_from_children(timeframe, format('public.%I', child.table_name), first, last), first, last);
     GET DIAGNOSTICS written = ROW_COUNT;
     RETURN written;
 END
@@ -243,32 +303,6 @@ COMMENT ON FUNCTION roll_up(TEXT, TIMESTAMPTZ, TIMESTAMPTZ) IS
 -- ---------------------------------------------------------------------------------------------
 -- Putting minutes
 -- ---------------------------------------------------------------------------------------------
-CREATE FUNCTION observation_fault(
-    coin_id TEXT, minute_ts TIMESTAMPTZ, price_usd NUMERIC, market_cap_usd NUMERIC,
-    volume_24h_usd NUMERIC, source TEXT, now TIMESTAMPTZ
-) RETURNS TEXT
-LANGUAGE sql STABLE
-SET search_path = public, pg_temp
-AS $$
-    SELECT CASE
-        WHEN coin_id IS NULL OR coin_id = '' THEN 'the coin id is missing'
-        WHEN NOT EXISTS (SELECT FROM coin_priorities c WHERE c.coin_id = observation_fault.coin_id)
-            THEN 'the coin is not in coin_priorities'
-        WHEN minute_ts IS NULL THEN 'the minute is missing'
-        WHEN minute_ts <> date_trunc('minute', minute_ts, 'UTC') THEN 'the label is not the start of a minute'
-        WHEN minute_ts > now THEN 'the minute lies in the future'
-        WHEN price_usd IS NULL THEN 'the price is missing'
-        WHEN price_usd = 'NaN' THEN 'the price is not a number'
-        WHEN price_usd <= 0 THEN 'the price is not positive'
-        WHEN price_usd = 'Infinity' THEN 'the price is infinite'
-        WHEN market_cap_usd IN ('NaN', 'Infinity', '-Infinity') THEN 'the market cap is not a finite number'
-        WHEN volume_24h_usd IN ('NaN', 'Infinity', '-Infinity') THEN 'the volume is not a finite number'
-        WHEN source NOT IN ('live', 'history', 'correction') THEN 'the source is none of live, history, correction'
-    END
-$$;
-COMMENT ON FUNCTION observation_fault(TEXT, TIMESTAMPTZ, NUMERIC, NUMERIC, NUMERIC, TEXT, TIMESTAMPTZ) IS
-    'Why an observation cannot be a minute close, as a sentence, or NULL if it can. The CHECK and foreign key constraints say the same; this says it by row.';
-
 CREATE FUNCTION put_staged_minutes(collection_id INTEGER, now TIMESTAMPTZ) RETURNS TABLE (stored BIGINT, rejected BIGINT)
 LANGUAGE plpgsql
 SET search_path = public, pg_temp
@@ -279,32 +313,48 @@ DECLARE
     first TIMESTAMPTZ;
     last  TIMESTAMPTZ;
 BEGIN
-    WITH faulty AS (
-        DELETE FROM pg_temp.staged_minutes AS s
-        WHERE observation_fault(s.coin_id, s.minute_ts, s.price_usd, s.market_cap_usd,
-                                s.volume_24h_usd, s.source, put_staged_minutes.now) IS NOT NULL
-        RETURNING s.*
-    )
-    INSERT INTO rejected_observations (rejected_at, collection_id, coin_id, reason, payload)
-    SELECT put_staged_minutes.now, put_staged_minutes.collection_id, f.coin_id,
-           observation_fault(f.coin_id, f.minute_ts, f.price_usd, f.market_cap_usd,
-                             f.volume_24h_usd, f.source, put_staged_minutes.now),
-           to_jsonb(f)
-    FROM faulty f;
-    GET DIAGNOSTICS rejected = ROW_COUNT;
+    -- Before any row, also of rejections, is touched.
+    SELECT min(minute_ts), max(minute_ts) INTO first, last FROM pg_temp.staged_minutes WHERE isfinite(minute_ts);
+    PERFORM lock_buckets('hourly', first, last);
 
-    SELECT min(minute_ts), max(minute_ts) INTO first, last FROM pg_temp.staged_minutes;
-    IF first IS NOT NULL THEN
-        PERFORM ensure_partitions(first, last);
-        PERFORM lock_buckets('hourly', first, last);
-    END IF;
+    WITH judged AS (
+        SELECT s.ctid AS place, CASE
+            WHEN s.coin_id IS NULL OR s.coin_id = '' THEN 'the coin id is missing'
+            WHEN c.coin_id IS NULL THEN 'the coin is not in coin_priorities'
+            WHEN s.minute_ts IS NULL THEN 'the minute is missing'
+            WHEN NOT isfinite(s.minute_ts) THEN 'the minute is infinite'
+            WHEN s.minute_ts <> date_trunc('minute', s.minute_ts, 'UTC') THEN 'the label is not the start of a minute'
+            WHEN s.minute_ts > put_staged_minutes.now THEN 'the minute lies in the future'
+            WHEN s.price_usd IS NULL THEN 'the price is missing'
+            WHEN s.price_usd = 'NaN' THEN 'the price is not a number'
+            WHEN s.price_usd <= 0 THEN 'the price is not positive'
+            WHEN s.price_usd = 'Infinity' THEN 'the price is infinite'
+            WHEN s.market_cap_usd IN ('NaN', 'Infinity', '-Infinity') THEN 'the market cap is not a finite number'
+            WHEN s.volume_24h_usd IN ('NaN', 'Infinity', '-Infinity') THEN 'the volume is not a finite number'
+            WHEN s.created_at IS NULL OR NOT isfinite(s.created_at) THEN 'the instant of recording is missing'
+            WHEN s.source IS NULL OR s.source NOT IN ('live', 'history', 'correction')
+                THEN 'the source is none of live, history, correction'
+        END AS reason
+        FROM pg_temp.staged_minutes s LEFT JOIN coin_priorities c ON c.coin_id = s.coin_id
+    ), faulty AS (
+        DELETE FROM pg_temp.staged_minutes s USING judged j
+        WHERE s.ctid = j.place AND j.reason IS NOT NULL
+        RETURNING s.*, j.reason
+    )
+    SELECT count(*) INTO rejected
+    FROM (SELECT set_aside(put_staged_minutes.collection_id, put_staged_minutes.now, f.coin_id,
+                           f.reason, to_jsonb(f) - 'reason')
+          FROM (SELECT * FROM faulty ORDER BY coin_id, reason) AS f) AS filed;
+
+    PERFORM ensure_partitions(month, month)
+    FROM (SELECT DISTINCT date_trunc('month', minute_ts, 'UTC') AS month FROM pg_temp.staged_minutes) AS months;
     INSERT INTO minute_close AS kept (coin_id, minute_ts, price_usd, market_cap_usd, volume_24h_usd,
                                       coin_rank, created_at, provider_ts, source)
     SELECT DISTINCT ON (coin_id, minute_ts)
            coin_id, minute_ts, price_usd, market_cap_usd, volume_24h_usd,
            coin_rank, created_at, provider_ts, source
     FROM pg_temp.staged_minutes
-    ORDER BY coin_id, minute_ts, created_at DESC
+    ORDER BY coin_id, minute_ts, source = 'history', created_at DESC
     ON CONFLICT (coin_id, minute_ts) DO UPDATE SET
         price_usd = excluded.price_usd, market_cap_usd = excluded.market_cap_usd,
         volume_24h_usd = excluded.volume_24h_usd, coin_rank = excluded.coin_rank,
@@ -322,4 +372,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION put_staged_minutes(INTEGER, TIMESTAMPTZ) IS
-    'The careful put: moves the session''s temporary table staged_minutes (the columns of minute_close) into minute_close row by row of judgement. Faulty rows go to rejected_observations with their reason, of two observations of a coin and minute the later recorded one stays. Returns rows written and rows set aside.';
+    'The careful put: moves the session''s temporary table staged_minutes (the columns of minute_close, nullable) into minute_close. Every row is judged as the constraints would, and the faulty ones go to rejected_observations with their reason and content. Of two observations of a coin and minute the later recorded one stays; a point of history never replaces another. Returns rows written and rows set aside.';

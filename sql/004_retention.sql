@@ -9,7 +9,8 @@ CREATE TABLE retention_policy (
     keep       INTERVAL,
     at_least   INTERVAL,
     age_column TEXT NOT NULL,
-    CONSTRAINT chk_keep_not_shortened CHECK (at_least IS NULL OR keep IS NULL OR keep >= at_least)
+    CONSTRAINT chk_keep_not_shortened CHECK (keep >= at_least),
+    CONSTRAINT chk_months_kept_for_ever CHECK (table_name <> 'monthly_close' OR keep IS NULL)
 );
 INSERT INTO retention_policy (table_name, keep, at_least, age_column) VALUES
     ('minute_close',          '60 minutes', '60 minutes', 'minute_ts'),
@@ -25,6 +26,8 @@ COMMENT ON COLUMN retention_policy.table_name IS 'The table.';
 COMMENT ON COLUMN retention_policy.keep IS 'Rows older than this may go, once dominated; NULL keeps them for ever.';
 COMMENT ON COLUMN retention_policy.at_least IS 'The shortest period the platform works with.';
 COMMENT ON COLUMN retention_policy.age_column IS 'Column the age of a row is measured by.';
+COMMENT ON CONSTRAINT retention_policy_pkey ON retention_policy IS 'One period per table.';
+COMMENT ON CONSTRAINT chk_months_kept_for_ever ON retention_policy IS 'Nothing carries a month further, so no month is ever deleted.';
 COMMENT ON CONSTRAINT chk_keep_not_shortened ON retention_policy IS 'Refuses a period that is too short for its rollup.';
 
 -- ---------------------------------------------------------------------------------------------
@@ -34,13 +37,15 @@ CREATE FUNCTION dominated_condition(timeframe TEXT) RETURNS TEXT
 LANGUAGE sql STABLE STRICT
 SET search_path = public, pg_temp
 AS $$
-    -- A week has no parent of its own: its days are in their months. It is dominated when each day
-    -- of its evidence is in the evidence of that day's month, and the month of its close is no older.
+    -- A week has no parent of its own: its days are in their months. It is dominated when the day of
+    -- its close and each day of its evidence are in the evidence of their months, and the month of
+    -- its close is no older.
     SELECT CASE WHEN timeframe = 'weekly' THEN
         'NOT EXISTS (
             SELECT FROM generate_series(0, 6) AS d,
                    LATERAL (SELECT child.week_ts + d * INTERVAL ''24 hours'' AS day_ts) AS day
-            WHERE child.seen >> d & 1 = 1 AND NOT EXISTS (
+            WHERE (child.seen | ' || evidence_expression('weekly', 'coalesce(child.close_ts, child.week_ts)') || ') >> d & 1 = 1
+              AND NOT EXISTS (
                 SELECT FROM public.monthly_close AS parent
                 WHERE parent.coin_id = child.coin_id
                   AND parent.month_ts = date_trunc(''month'', day.day_ts, ''UTC'')
@@ -81,69 +86,131 @@ $$;
 COMMENT ON FUNCTION roll_up_parents(TEXT, TIMESTAMPTZ, TIMESTAMPTZ) IS
     'roll_up() into every parent of a timeframe, for its rows with from <= label < to; returns the rows written.';
 
+CREATE FUNCTION rows_older_than(timeframe TEXT, cutoff TIMESTAMPTZ, OUT oldest TIMESTAMPTZ, OUT newest TIMESTAMPTZ)
+LANGUAGE plpgsql STABLE
+SET search_path = public, pg_temp
+SET timezone = 'UTC'
+AS $$
+DECLARE
+    t timeframes;
+BEGIN
+    SELECT * INTO STRICT t FROM timeframes WHERE name = timeframe;
+    EXECUTE format('SELECT min(%1$I), max(%1$I) FROM public.%2$I WHERE %1$I < $1', t.label_column, t.table_name)
+        USING cutoff INTO oldest, newest;
+END
+$$;
+COMMENT ON FUNCTION rows_older_than(TEXT, TIMESTAMPTZ) IS
+    'Oldest and newest label before an instant in the table of a timeframe; both NULL if there is none.';
+
+CREATE FUNCTION lock_for_cleanup(now TIMESTAMPTZ) RETURNS VOID
+LANGUAGE plpgsql
+SET search_path = public, pg_temp
+SET timezone = 'UTC'
+AS $$
+DECLARE
+    step   RECORD;
+    parent TEXT;
+    own    RECORD;
+    first  TIMESTAMPTZ;
+    last   TIMESTAMPTZ;
+BEGIN
+    FOR step IN
+        SELECT t.name, lock_for_cleanup.now - r.keep AS cutoff
+        FROM timeframes t JOIN retention_policy r USING (table_name)
+        WHERE r.keep IS NOT NULL ORDER BY t.ordinal
+    LOOP
+        own := rows_older_than(step.name, step.cutoff);
+        -- What a narrower table is late with arrives here as new rows during the cleanup itself.
+        first := least(first, own.oldest);
+        last := least(greatest(last, own.newest), step.cutoff);
+        CONTINUE WHEN first IS NULL OR first > last;
+        FOR parent IN SELECT t.name FROM timeframes t WHERE t.child = step.name ORDER BY t.ordinal LOOP
+            PERFORM lock_buckets(parent, first, last);
+        END LOOP;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION lock_for_cleanup(TIMESTAMPTZ) IS
+    'Takes every bucket lock that cleanup_old_data(now) may need, narrow before wide and before it locks a row: a correction that held a bucket and waited for a row deleted here would else wait for ever.';
+
+CREATE FUNCTION delete_dominated(timeframe TEXT, cutoff TIMESTAMPTZ) RETURNS BIGINT
+LANGUAGE plpgsql
+SET search_path = public, pg_temp
+SET timezone = 'UTC'
+SET enable_nestloop = off
+SET jit = off
+AS $$
+DECLARE
+    t       timeframes;
+    own     RECORD;
+    counted BIGINT := 0;
+BEGIN
+    SELECT * INTO STRICT t FROM timeframes WHERE name = timeframe;
+    own := rows_older_than(timeframe, cutoff);
+    IF own.oldest IS NOT NULL THEN
+        EXECUTE format('DELETE FROM public.%I AS child WHERE child.%I BETWEEN %L AND %L AND ',
+                       t.table_name, t.label_column, own.oldest, own.newest) || dominated_condition(timeframe);
+        GET DIAGNOSTICS counted = ROW_COUNT;
+    END IF;
+    RETURN counted;
+END
+$$;
+COMMENT ON FUNCTION delete_dominated(TEXT, TIMESTAMPTZ) IS
+    'Deletes the dominated closes of a timeframe whose label lies before an instant; returns how many. The caller holds the locks of lock_for_cleanup().';
+
+CREATE FUNCTION clean_closes(timeframe TEXT, keep INTERVAL, now TIMESTAMPTZ) RETURNS BIGINT
+LANGUAGE plpgsql
+SET search_path = public, pg_temp
+SET timezone = 'UTC'
+AS $$
+DECLARE
+    cutoff   TIMESTAMPTZ := now - keep;
+    t        timeframes;
+    late     RECORD;
+    deleted  BIGINT;
+    unproven BIGINT;
+BEGIN
+    deleted := delete_dominated(timeframe, cutoff);
+    late := rows_older_than(timeframe, cutoff);
+    IF late.oldest IS NULL THEN
+        RETURN deleted;
+    END IF;
+    -- What is left was never rolled up, because a job was late or never ran.
+    PERFORM roll_up_parents(timeframe, late.oldest, late.newest + INTERVAL '1 microsecond');
+    deleted := deleted + delete_dominated(timeframe, cutoff);
+    SELECT * INTO STRICT t FROM timeframes WHERE name = timeframe;
+    EXECUTE format('SELECT count(*) FROM public.%I WHERE %I < $1', t.table_name, t.label_column) USING cutoff INTO unproven;
+    IF unproven > 0 THEN
+        RAISE WARNING 'cleanup_old_data: % rows of % are older than % but not dominated; they stay', unproven, t.table_name, keep
+            USING HINT = 'SELECT * FROM retention_blocked() counts them by table.';
+    END IF;
+    RETURN deleted;
+END
+$$;
+COMMENT ON FUNCTION clean_closes(TEXT, INTERVAL, TIMESTAMPTZ) IS
+    'One table''s share of cleanup_old_data(): deletes what is dominated and older than keep, rolls up what is left, deletes again, and warns about what then still stays. Returns the rows deleted.';
+
 CREATE FUNCTION cleanup_old_data(now TIMESTAMPTZ DEFAULT now())
 RETURNS TABLE (table_name TEXT, rows_deleted BIGINT)
 LANGUAGE plpgsql
 SET search_path = public, pg_temp
 SET timezone = 'UTC'
-SET enable_nestloop = off
 AS $$
 DECLARE
-    policy  retention_policy;
-    t       timeframes;
-    parent  timeframes;
-    cutoff  TIMESTAMPTZ;
-    oldest  TIMESTAMPTZ;
-    newest  TIMESTAMPTZ;
-    proof   TEXT;
-    removal TEXT;
-    counted BIGINT;
-    unproven BIGINT;
+    policy RECORD;
 BEGIN
+    PERFORM lock_for_cleanup(cleanup_old_data.now);
     FOR policy IN
-        SELECT r.* FROM retention_policy r LEFT JOIN timeframes f ON f.table_name = r.table_name
-        WHERE r.keep IS NOT NULL ORDER BY f.ordinal NULLS LAST, r.table_name
+        SELECT r.*, t.name AS timeframe FROM retention_policy r LEFT JOIN timeframes t USING (table_name)
+        WHERE r.keep IS NOT NULL ORDER BY t.ordinal NULLS LAST, r.table_name
     LOOP
-        cutoff := cleanup_old_data.now - policy.keep;
         table_name := policy.table_name;
-        rows_deleted := 0;
-        SELECT * INTO t FROM timeframes f WHERE f.table_name = policy.table_name;
-        IF NOT FOUND THEN
-            EXECUTE format('DELETE FROM public.%I WHERE %I < $1', policy.table_name, policy.age_column) USING cutoff;
+        IF policy.timeframe IS NOT NULL THEN
+            rows_deleted := clean_closes(policy.timeframe, policy.keep, cleanup_old_data.now);
+        ELSE
+            EXECUTE format('DELETE FROM public.%I WHERE %I < $1', policy.table_name, policy.age_column)
+                USING cleanup_old_data.now - policy.keep;
             GET DIAGNOSTICS rows_deleted = ROW_COUNT;
-            RETURN NEXT;
-            CONTINUE;
-        END IF;
-
-        EXECUTE format('SELECT min(%1$I), max(%1$I) FROM public.%2$I WHERE %1$I < $1', t.label_column, t.table_name)
-            USING cutoff INTO oldest, newest;
-        IF oldest IS NOT NULL THEN
-            -- Before the first row is touched, like every writer: else a correction that holds the
-            -- bucket and waits for the row would wait for us for ever.
-            FOR parent IN SELECT * FROM timeframes f WHERE f.child = t.name ORDER BY f.ordinal LOOP
-                PERFORM lock_buckets(parent.name, oldest, newest);
-            END LOOP;
-            proof := dominated_condition(t.name);
-            removal := format('DELETE FROM public.%I AS child WHERE child.%I BETWEEN %L AND %L AND ',
-                              t.table_name, t.label_column, oldest, newest) || proof;
-            EXECUTE removal;
-            GET DIAGNOSTICS rows_deleted = ROW_COUNT;
-            EXECUTE format('SELECT min(%1$I), max(%1$I) FROM public.%2$I WHERE %1$I < $1', t.label_column, t.table_name)
-                USING cutoff INTO oldest, newest;
-            -- What is left was never rolled up, because a job was late or never ran.
-            IF oldest IS NOT NULL THEN
-                PERFORM roll_up_parents(t.name, oldest, newest + INTERVAL '1 microsecond');
-                EXECUTE removal;
-                GET DIAGNOSTICS counted = ROW_COUNT;
-                rows_deleted := rows_deleted + counted;
-                EXECUTE format('SELECT count(*) FROM public.%I WHERE %I < $1', t.table_name, t.label_column)
-                    USING cutoff INTO unproven;
-                IF unproven > 0 THEN
-                    RAISE WARNING 'cleanup_old_data: % rows of % are older than % but not dominated; they stay',
-                        unproven, t.table_name, policy.keep
-                        USING HINT = 'SELECT * FROM retention_blocked() lists them by table.';
-                END IF;
-            END IF;
         END IF;
         RETURN NEXT;
     END LOOP;
@@ -157,6 +224,8 @@ RETURNS TABLE (table_name TEXT, rows_kept BIGINT, oldest TIMESTAMPTZ)
 LANGUAGE plpgsql STABLE
 SET search_path = public, pg_temp
 SET timezone = 'UTC'
+SET enable_nestloop = off
+SET jit = off
 AS $$
 DECLARE
     t     timeframes;
@@ -180,40 +249,68 @@ COMMENT ON FUNCTION retention_blocked(TIMESTAMPTZ) IS
 -- ---------------------------------------------------------------------------------------------
 -- Dropping whole partitions
 -- ---------------------------------------------------------------------------------------------
-CREATE FUNCTION close_partitions(table_name TEXT)
-RETURNS TABLE (partition REGCLASS, lower_bound TIMESTAMPTZ, upper_bound TIMESTAMPTZ)
-LANGUAGE sql STABLE STRICT
+CREATE FUNCTION try_lock_tables(relations REGCLASS[], mode TEXT, patience INTERVAL) RETURNS BOOLEAN
+LANGUAGE plpgsql
+SET search_path = public, pg_temp
+AS $$
+BEGIN
+    FOR attempt IN 1 .. greatest(ceil(extract(epoch FROM patience) / 0.1), 1) LOOP
+        BEGIN
+            -- ONLY, since a partitioned table would have the partitions in use locked with it.
+            EXECUTE format('LOCK TABLE %s IN %s MODE NOWAIT',
+                           (SELECT string_agg('ONLY ' || relation, ', ') FROM unnest(relations) AS relation), mode);
+            RETURN true;
+        EXCEPTION WHEN lock_not_available THEN
+            PERFORM pg_sleep(0.1);
+        END;
+    END LOOP;
+    RETURN false;
+END
+$$;
+COMMENT ON FUNCTION try_lock_tables(REGCLASS[], TEXT, INTERVAL) IS
+    'Locks all of the tables or none, without ever waiting in line, where later readers would queue up behind: tries, and for as long as patience lasts tries again a tenth of a second later. Returns whether it succeeded.';
+
+CREATE FUNCTION undominated_rows(timeframe TEXT, relation REGCLASS) RETURNS BIGINT
+LANGUAGE plpgsql STABLE
 SET search_path = public, pg_temp
 SET timezone = 'UTC'
+SET enable_nestloop = off
+SET jit = off
 AS $$
-    SELECT c.oid::regclass, bound[1]::timestamptz, bound[2]::timestamptz
-    FROM pg_inherits i
-    JOIN pg_class c ON c.oid = i.inhrelid,
-    LATERAL regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\) TO \(''([^'']+)''\)') AS bound
-    WHERE i.inhparent = to_regclass(format('public.%I', table_name))
-    ORDER BY 2
+DECLARE
+    counted BIGINT;
+BEGIN
+    EXECUTE format('SELECT count(*) FROM %s AS child WHERE NOT (%s)', relation, dominated_condition(timeframe)) INTO counted;
+    RETURN counted;
+END
 $$;
-COMMENT ON FUNCTION close_partitions(TEXT) IS
-    'The partitions of a close table with their bounds [lower_bound, upper_bound), read from the catalog.';
+COMMENT ON FUNCTION undominated_rows(TEXT, REGCLASS) IS
+    'How many rows of a partition of this timeframe no parent dominates.';
 
-CREATE FUNCTION drop_old_partitions(table_name TEXT, retention_months INTEGER, now TIMESTAMPTZ DEFAULT now())
-RETURNS INTEGER
+CREATE FUNCTION drop_old_partitions(
+    table_name TEXT, retention_months INTEGER, now TIMESTAMPTZ DEFAULT now(), patience INTERVAL DEFAULT '5 seconds'
+) RETURNS INTEGER
 LANGUAGE plpgsql
 SET search_path = public, pg_temp
 SET timezone = 'UTC'
 SET lock_timeout = '5s'
 AS $$
 DECLARE
-    t         timeframes;
-    part      RECORD;
-    cutoff    TIMESTAMPTZ;
-    keep      INTERVAL;
-    undominated BIGINT;
-    dropped   INTEGER := 0;
+    t          timeframes;
+    part       RECORD;
+    parent     TEXT;
+    cutoff     TIMESTAMPTZ;
+    keep       INTERVAL;
+    candidates REGCLASS[] := '{}';
+    proven     REGCLASS[] := '{}';
+    partition  REGCLASS;
+    first      TIMESTAMPTZ;
+    last       TIMESTAMPTZ;
+    left_over  BIGINT;
 BEGIN
     SELECT * INTO t FROM timeframes f WHERE f.table_name = drop_old_partitions.table_name;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'drop_old_partitions: % is not one of the close tables', quote_literal(table_name)
+        RAISE EXCEPTION 'drop_old_partitions: % is not one of the close tables', quote_nullable(table_name)
             USING HINT = 'Name one of minute_close, hourly_close, daily_close, weekly_close, monthly_close.';
     END IF;
     IF retention_months IS NULL OR retention_months < 0 THEN
@@ -224,24 +321,51 @@ BEGIN
     IF keep IS NULL THEN
         RETURN 0; -- kept for ever
     END IF;
+    -- Undone on return, since the function has a setting of its own for it.
+    PERFORM set_config('lock_timeout', ceil(extract(epoch FROM patience) * 1000)::text || 'ms', true);
     cutoff := least(date_trunc('month', now, 'UTC') - make_interval(months => retention_months), now - keep);
 
+    -- 1. Roll up what some job was late with. Waiting for other writers is allowed only here, while
+    -- this transaction holds no lock on a table that they need.
     FOR part IN SELECT * FROM close_partitions(t.table_name) WHERE upper_bound <= cutoff LOOP
-        PERFORM roll_up_parents(t.name, part.lower_bound, part.upper_bound);
-        -- Nothing may slip in between the proof and the drop.
-        EXECUTE format('LOCK TABLE %s IN EXCLUSIVE MODE', part.partition);
-        EXECUTE format('SELECT count(*) FROM %s AS child WHERE NOT (%s)', part.partition, dominated_condition(t.name))
-            INTO undominated;
-        IF undominated > 0 THEN
-            RAISE WARNING 'drop_old_partitions: % holds % closes that no rollup carries yet; it stays', part.partition, undominated
+        candidates := candidates || part.partition;
+        IF undominated_rows(t.name, part.partition) > 0 THEN
+            first := coalesce(first, part.lower_bound);
+            last := part.upper_bound;
+        END IF;
+    END LOOP;
+    IF first IS NOT NULL THEN
+        PERFORM roll_up_parents(t.name, first, last);
+    END IF;
+
+    -- 2. Prove, with nobody writing to the partition any more.
+    FOREACH partition IN ARRAY candidates LOOP
+        IF NOT try_lock_tables(ARRAY[partition], 'SHARE', patience) THEN
+            RAISE WARNING 'drop_old_partitions: % is in use; it stays until the next time', partition;
+            CONTINUE;
+        END IF;
+        left_over := undominated_rows(t.name, partition);
+        IF left_over > 0 THEN
+            RAISE WARNING 'drop_old_partitions: % holds % closes that no rollup carries yet; it stays', partition, left_over
                 USING HINT = 'SELECT * FROM retention_blocked() shows which table is behind.';
             CONTINUE;
         END IF;
-        EXECUTE format('DROP TABLE %s', part.partition);
-        dropped := dropped + 1;
+        proven := proven || partition;
     END LOOP;
-    RETURN dropped;
+
+    -- 3. Drop. Readers are shut out for this moment only, and not at all if some are reading now.
+    IF proven = '{}' THEN
+        RETURN 0;
+    END IF;
+    IF NOT try_lock_tables(format('public.%I', t.table_name)::regclass || proven, 'ACCESS EXCLUSIVE', patience) THEN
+        RAISE WARNING 'drop_old_partitions: % is in use; its old partitions stay until the next time', t.table_name;
+        RETURN 0;
+    END IF;
+    FOREACH partition IN ARRAY proven LOOP
+        EXECUTE format('DROP TABLE %s', partition);
+    END LOOP;
+    RETURN cardinality(proven);
 END
 $$;
-COMMENT ON FUNCTION drop_old_partitions(TEXT, INTEGER, TIMESTAMPTZ) IS
-    'Drops the partitions of a close table that end before the month of now less retention_months, and before its retention period. Rolls up first, and leaves a partition with any undominated row standing, with a warning. Returns how many were dropped. Gives up on a lock after 5 s instead of queueing readers behind it.';
+COMMENT ON FUNCTION drop_old_partitions(TEXT, INTEGER, TIMESTAMPTZ, INTERVAL) IS
+    'Drops the partitions of a close table that end before the month of now less retention_months, and before its retention period. Rolls up first, and leaves a partition with any undominated row standing, with a warning. Returns how many were dropped. Never makes readers queue behind it: if the table stays in use for all its patience it gives up, with a warning, until the next time.';

@@ -40,30 +40,36 @@ RETURNS TABLE (index_name TEXT, action TEXT, index_bytes BIGINT, bloat DOUBLE PR
 LANGUAGE sql STABLE
 SET search_path = public, pg_temp
 AS $$
-    WITH measured AS (
-        SELECT i.indexrelid, c.relname,
-               pg_relation_size(i.indexrelid) AS bytes,
-               -- What the live rows would need in a fresh index: a line pointer, a header and the
-               -- key of each, on pages filled as REINDEX fills them. Shared entries of equal keys
-               -- only make the real index smaller, so the estimate errs towards leaving it alone.
-               pg_stat_get_live_tuples(i.indrelid)
-                 * (12 + coalesce(sum(s.avg_width), 8)) / 0.9 + 8192 AS needed
+    WITH keys AS (
+        -- NULL where a column has no statistics yet.
+        SELECT i.indexrelid, i.indrelid,
+               CASE WHEN count(*) = count(s.avg_width) THEN sum(s.avg_width) END AS width
         FROM pg_index i
-        JOIN pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i'
-        JOIN pg_class r ON r.oid = i.indrelid
-        JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'public'
+        JOIN pg_class r ON r.oid = i.indrelid AND r.relnamespace = 'public'::regnamespace
         CROSS JOIN LATERAL unnest(i.indkey::smallint[]) AS key(attnum)
         LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = key.attnum
-        LEFT JOIN pg_stats s ON s.schemaname = 'public' AND s.tablename = r.relname AND s.attname = a.attname
+        LEFT JOIN pg_stats s ON s.schemaname = 'public' AND s.tablename = r.relname
+                            AND s.attname = a.attname AND NOT s.inherited
         WHERE i.indisvalid
-        GROUP BY i.indexrelid, i.indrelid, c.relname
+        GROUP BY i.indexrelid, i.indrelid
+    ), measured AS (
+        SELECT c.relname, pg_relation_size(c.oid) AS bytes,
+               -- What the rows would need in a fresh index: a line pointer, and a header with the
+               -- keys in steps of 8 bytes, on pages filled as REINDEX fills them. Entries that equal
+               -- keys share only make the real index smaller, so this errs towards leaving it alone.
+               -- The larger of two counts of rows: the live one starts from 0 after a crash.
+               greatest(r.reltuples, pg_stat_get_live_tuples(r.oid))
+                 * (4 + ceil((8 + k.width) / 8.0) * 8) / 0.9 + 8192 AS needed
+        FROM keys k
+        JOIN pg_class c ON c.oid = k.indexrelid AND c.relkind = 'i'
+        JOIN pg_class r ON r.oid = k.indrelid
     )
     SELECT m.relname::text,
            CASE WHEN m.bytes >= worth_bytes AND 1 - m.needed / m.bytes > bloat_limit THEN 'reindex' ELSE 'keep' END,
            m.bytes,
-           greatest(1 - m.needed / nullif(m.bytes, 0), 0)
+           CASE WHEN m.bytes > 0 AND m.needed IS NOT NULL THEN greatest(1 - m.needed / m.bytes, 0) END
     FROM measured m
     ORDER BY 4 DESC NULLS LAST, 1
 $$;
 COMMENT ON FUNCTION maintain_indexes(BIGINT, DOUBLE PRECISION) IS
-    'Judges every index by its measured bloat (share of its bytes that its rows do not need): action is reindex above bloat_limit and worth_bytes, else keep. It does not rebuild: REINDEX CONCURRENTLY, which blocks nobody, cannot run inside a function, so the maintenance job executes it.';
+    'Judges every index by its measured bloat (share of its bytes that its rows do not need): action is reindex above bloat_limit and worth_bytes, else keep; bloat is NULL, and the index kept, before the table''s first ANALYZE. It does not rebuild: REINDEX CONCURRENTLY, which blocks nobody, cannot run inside a function, so the maintenance job executes it.';

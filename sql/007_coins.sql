@@ -16,10 +16,9 @@ BEGIN
         END AS reason
         FROM pg_temp.staged_coins s
     ), faulty AS (
-        INSERT INTO rejected_observations (rejected_at, collection_id, coin_id, reason, payload)
-        SELECT put_staged_coins.now, put_staged_coins.collection_id, j.coin_id, j.reason, to_jsonb(j) - 'reason'
-        FROM judged j WHERE j.reason IS NOT NULL
-        RETURNING 1
+        SELECT set_aside(put_staged_coins.collection_id, put_staged_coins.now, j.coin_id, j.reason,
+                         to_jsonb(j) - 'reason')
+        FROM (SELECT * FROM judged WHERE reason IS NOT NULL ORDER BY coin_id, reason) AS j
     ), sound AS (
         -- Pages drift between fetches, so a coin may come twice: the later row of the list stays.
         INSERT INTO coin_priorities AS known (coin_id, market_cap_rank, market_cap_usd, symbol, name,

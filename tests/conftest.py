@@ -1,4 +1,4 @@
-"""What all tests share: a real PostgreSQL, and a fresh database on it for each test.
+"""What all tests share: a real PostgreSQL, a served simulator, and a platform on the two.
 
 Nothing starts before a test asks for it: tests that need no server must not pay for one.
 `tests/database/` replaces `postgres` by one server after the other.
@@ -14,12 +14,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from datetime import timezone as tz
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from pulseguard_assets.collecting.platform import Platform
+from pulseguard_assets.settings import PREFIX, load_settings
+from pulseguard_assets.simulator.limits import Limits
+from pulseguard_assets.simulator.market import Market
+from pulseguard_assets.simulator.server import RunningSimulator, running_simulator
 from pulseguard_assets.warehouse.connection import connect
 from pulseguard_assets.warehouse.embedded import EmbeddedPostgres
 from pulseguard_assets.warehouse.migrations import migrate
@@ -172,3 +181,78 @@ def as_root() -> None:
     """Skip the test where it does not run as root."""
     if os.geteuid() != 0:
         pytest.skip("only root can change users")
+
+
+# --- a provider, and a platform that collects from it ---
+
+# In the past: Dagster knows no partition that has not begun by its own, the real clock.
+NOON = datetime(2025, 11, 22, 12, 3, 27, 250_000, tzinfo=tz.utc)
+API_KEY = "CG-Sesam0effneDichNicht"
+
+PlatformFactory = Callable[..., Platform]
+
+
+@lru_cache(maxsize=4)
+def _market(coins: int) -> Market:
+    return Market(seed=7, coins=coins, churn=False)
+
+
+@pytest.fixture
+def coins() -> int:
+    """How many coins the simulator has; override it by parametrizing."""
+    return 300
+
+
+@pytest.fixture
+def provider(coins: int) -> Iterator[RunningSimulator]:
+    """A served simulator on the paid host, at `NOON` and standing still, without faults."""
+    with running_simulator(market=_market(coins), now=NOON, limits=Limits(host="pro")) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def only_our_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the environment nor a `.env` of whoever runs the tests."""
+    for name in list(os.environ):
+        if name.upper().startswith(PREFIX):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def new_platform(
+    provider: RunningSimulator, database: str, only_our_settings: None
+) -> Iterator[PlatformFactory]:
+    """`new_platform(**settings)`: as another process would make one; it lives in simulated time.
+
+    Unless told otherwise it polls 300 coins on the plan `pro`. To wait moves the clock.
+    """
+    made: list[Platform] = []
+
+    def make(*, transport: Any = None, **settings: Any) -> Platform:
+        ours = {
+            "database_url": database,
+            "base_url": provider.url,
+            "plan": "pro",
+            "api_key": API_KEY,
+            "mode": "300",
+        }
+        made.append(
+            Platform(
+                load_settings(**ours | settings),
+                clock=provider.clock,
+                sleep=lambda seconds: provider.advance(timedelta(seconds=seconds)),
+                transport=transport,
+            )
+        )
+        return made[-1]
+
+    yield make
+    for platform in made:
+        platform.close()
+
+
+@pytest.fixture
+def platform(new_platform: PlatformFactory) -> Platform:
+    """A platform with the settings of `new_platform`."""
+    return new_platform()
