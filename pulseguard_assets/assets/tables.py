@@ -45,7 +45,8 @@ def close_columns(timeframe: Timeframe) -> dg.TableSchema:
         "coin_id": ("text", "The provider's coin id."),
         timeframe.label: ("timestamptz", "START of the bucket, UTC."),
     }
-    return _schema(key | _OBSERVATION | ({} if timeframe.child is None else _ROLLUP), set(key))
+    columns = key | _OBSERVATION | ({} if timeframe.child is None else _ROLLUP)
+    return _schema(columns, {*key, "price_usd", "created_at", "source", "seen"})
 
 
 def coin_columns() -> dg.TableSchema:
@@ -68,14 +69,13 @@ def with_query(description: str, query: str) -> str:
 
 
 def _schema(columns: dict[str, tuple[str, str]], not_null: set[str]) -> dg.TableSchema:
-    required = not_null | {"price_usd", "source", "seen"}
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
                 name,
                 type_,
                 description=text,
-                constraints=dg.TableColumnConstraints(nullable=name not in required),
+                constraints=dg.TableColumnConstraints(nullable=name not in not_null),
             )
             for name, (type_, text) in columns.items()
         ]

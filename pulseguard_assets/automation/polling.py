@@ -57,8 +57,8 @@ def price_sensor(minutes: dg.TimeWindowPartitionsDefinition) -> dg.SensorDefinit
         with platform.connect() as connection:
             try:
                 done = poll_when_due(platform, connection, now=now, until=now + TICK_BUDGET)
-            except NoCoins as reason:
-                return _first_sweep(now, str(reason))
+            except NoCoins:
+                return _first_sweep(now)
             except PollFailed as failure:
                 if failure.report is not None and failure.report.stored:
                     # What came before the failure is stored, so it is recorded as well.
@@ -85,14 +85,12 @@ def _materialization(
     )
 
 
-def _first_sweep(now: datetime, reason: str) -> dg.SensorResult:
+def _first_sweep(now: datetime) -> dg.SensorResult:
     key = int(now.timestamp()) // _SWEEP_RETRY_SECONDS
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(run_key=f"first-sweep-{key}", asset_selection=[COIN_PRIORITIES])
         ],
-        skip_reason=None,
-        cursor=reason,
     )
 
 
