@@ -1,7 +1,8 @@
 """Storing one minute of every coin, three ways, in turns on one server.
 
 * `put`: what the platform does. The hourly closes are merged in the same transaction.
-* `copy`: a bare COPY of the same rows into the same table, its rollup trigger switched off.
+* `copy`: a bare COPY of the same rows into the same table in a database of its own, from which the
+  rollup's triggers were dropped. (Switched off they would still make PostgreSQL write row by row.)
 * `seed`: the same COPY with the seed design's row trigger, repaired just enough to run, in a
   database of its own. Its tables have the same columns, keys, checks and indexes as ours; their
   storage is PostgreSQL's default, as in the seed. `seed, our storage` gives it our fillfactor too,
@@ -101,12 +102,10 @@ def measure(sizes: tuple[int, ...] = (18_000, 1_000)) -> list[Storing]:
 def _measure(dsn: str, coins: int) -> Storing:
     ids = _ids(coins)
     ours = _database(dsn, f"ours_{coins}", ids)
-    seed = _database(dsn, f"seed_{coins}", ids)
-    seed.execute("DROP TRIGGER trigger_aggregate_hourly ON minute_close")
-    seed.execute("DROP TRIGGER trigger_aggregate_hourly_update ON minute_close")
+    bare, seed = (_bare(_database(dsn, f"{name}_{coins}", ids)) for name in ("bare", "seed"))
     seed.execute(_SEED_TRIGGER)
     ways: dict[str, Callable[[pl.DataFrame], None]] = {
-        "copy": lambda frame: _copy(ours, frame),
+        "copy": lambda frame: _copy(bare, frame),
         "put": lambda frame: _put(ours, frame),
         "seed": lambda frame: _copy(seed, frame),
         "seed, our storage": lambda frame: _copy(seed, frame),
@@ -114,18 +113,17 @@ def _measure(dsn: str, coins: int) -> Storing:
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(ROUNDS):
         for way, store in ways.items():
-            connection = seed if way.startswith("seed") else ours
+            connection = {"copy": bare, "put": ours}.get(way, seed)
             connection.execute("TRUNCATE minute_close, hourly_close")
             connection.execute("VACUUM ANALYZE coin_priorities")
             _fill(connection, 100 if way == "seed" else 45)
-            _trigger(ours, enabled=way != "copy")
             for minute in range(MINUTES):
                 frame = _minute(ids, minute)
                 begun = time.perf_counter()
                 store(frame)
                 if minute >= UNCOUNTED:
                     times[way].append((time.perf_counter() - begun) * 1000)
-    for connection in (ours, seed):
+    for connection in (ours, bare, seed):
         connection.close()
     return Storing(coins, *(statistics.median(times[way]) for way in ways))
 
@@ -138,15 +136,20 @@ def _put(connection: Connection, frame: pl.DataFrame) -> None:
 
 def _copy(connection: Connection, frame: pl.DataFrame) -> None:
     with connection.transaction():
-        copy_frame(connection, "public.minute_close", frame)
+        copy_frame(connection, sql.Identifier("public", "minute_close"), frame)
 
 
-def _trigger(connection: Connection, *, enabled: bool) -> None:
-    connection.execute(
-        sql.SQL("ALTER TABLE minute_close {} TRIGGER trigger_aggregate_hourly").format(
-            sql.SQL("ENABLE" if enabled else "DISABLE")
+def _bare(connection: Connection) -> Connection:
+    """The database without our triggers on minutes."""
+    triggers = connection.execute(
+        "SELECT tgrelid::regclass::text, tgname FROM pg_trigger "
+        "WHERE NOT tgisinternal AND tgrelid::regclass::text LIKE 'minute_close%'"
+    ).fetchall()
+    for table, trigger in triggers:
+        connection.execute(
+            sql.SQL("DROP TRIGGER {} ON {}").format(sql.Identifier(trigger), sql.Identifier(table))
         )
-    )
+    return connection
 
 
 def _fill(connection: Connection, fillfactor: int) -> None:
@@ -163,7 +166,9 @@ def _database(dsn: str, name: str, ids: list[str]) -> Connection:
     migrate(own)
     connection = connect(own)
     connection.execute("SELECT ensure_partitions(%s, %s)", (HOUR, HOUR))
-    copy_frame(connection, "public.coin_priorities", pl.DataFrame({"coin_id": ids}))
+    copy_frame(
+        connection, sql.Identifier("public", "coin_priorities"), pl.DataFrame({"coin_id": ids})
+    )
     return connection
 
 

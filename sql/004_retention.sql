@@ -86,7 +86,7 @@ $$;
 COMMENT ON FUNCTION roll_up_parents(TEXT, TIMESTAMPTZ, TIMESTAMPTZ) IS
     'roll_up() into every parent of a timeframe, for its rows with from <= label < to; returns the rows written.';
 
-CREATE FUNCTION rows_older_than(timeframe TEXT, cutoff TIMESTAMPTZ, OUT oldest TIMESTAMPTZ, OUT newest TIMESTAMPTZ)
+CREATE FUNCTION labels_between(timeframe TEXT, first TIMESTAMPTZ, cutoff TIMESTAMPTZ, OUT oldest TIMESTAMPTZ, OUT newest TIMESTAMPTZ)
 LANGUAGE plpgsql STABLE
 SET search_path = public, pg_temp
 SET timezone = 'UTC'
@@ -95,14 +95,14 @@ DECLARE
     t timeframes;
 BEGIN
     SELECT * INTO STRICT t FROM timeframes WHERE name = timeframe;
-    EXECUTE format('SELECT min(%1$I), max(%1$I) FROM public.%2$I WHERE %1$I < $1', t.label_column, t.table_name)
-        USING cutoff INTO oldest, newest;
+    EXECUTE format('SELECT min(%1$I), max(%1$I) FROM public.%2$I WHERE %1$I >= $1 AND %1$I < $2', t.label_column, t.table_name)
+        USING first, cutoff INTO oldest, newest;
 END
 $$;
-COMMENT ON FUNCTION rows_older_than(TEXT, TIMESTAMPTZ) IS
-    'Oldest and newest label before an instant in the table of a timeframe; both NULL if there is none.';
+COMMENT ON FUNCTION labels_between(TEXT, TIMESTAMPTZ, TIMESTAMPTZ) IS
+    'Oldest and newest label with first <= label < cutoff in the table of a timeframe; both NULL if there is none.';
 
-CREATE FUNCTION lock_for_cleanup(now TIMESTAMPTZ) RETURNS VOID
+CREATE FUNCTION lock_for_cleanup(now TIMESTAMPTZ) RETURNS TABLE (timeframe TEXT, first TIMESTAMPTZ, cutoff TIMESTAMPTZ)
 LANGUAGE plpgsql
 SET search_path = public, pg_temp
 SET timezone = 'UTC'
@@ -110,30 +110,28 @@ AS $$
 DECLARE
     step   RECORD;
     parent TEXT;
-    own    RECORD;
-    first  TIMESTAMPTZ;
-    last   TIMESTAMPTZ;
 BEGIN
     FOR step IN
         SELECT t.name, lock_for_cleanup.now - r.keep AS cutoff
         FROM timeframes t JOIN retention_policy r USING (table_name)
         WHERE r.keep IS NOT NULL ORDER BY t.ordinal
     LOOP
-        own := rows_older_than(step.name, step.cutoff);
+        timeframe := step.name;
+        cutoff := step.cutoff;
         -- What a narrower table is late with arrives here as new rows during the cleanup itself.
-        first := least(first, own.oldest);
-        last := least(greatest(last, own.newest), step.cutoff);
-        CONTINUE WHEN first IS NULL OR first > last;
-        FOR parent IN SELECT t.name FROM timeframes t WHERE t.child = step.name ORDER BY t.ordinal LOOP
-            PERFORM lock_buckets(parent, first, last);
+        first := least(bucket_start(timeframe, first), (labels_between(timeframe, '-infinity', cutoff)).oldest);
+        CONTINUE WHEN first IS NULL OR first >= cutoff;
+        FOR parent IN SELECT t.name FROM timeframes t WHERE t.child = timeframe ORDER BY t.ordinal LOOP
+            PERFORM lock_buckets(parent, first, cutoff);
         END LOOP;
+        RETURN NEXT;
     END LOOP;
 END
 $$;
 COMMENT ON FUNCTION lock_for_cleanup(TIMESTAMPTZ) IS
-    'Takes every bucket lock that cleanup_old_data(now) may need, narrow before wide and before it locks a row: a correction that held a bucket and waited for a row deleted here would else wait for ever.';
+    'Takes every bucket lock that cleanup_old_data(now) needs, narrow before wide and before it locks a row: a correction that held a bucket and waited for a row deleted here would else wait for ever. Returns, by timeframe that has rows to clean, the range of labels that is locked.';
 
-CREATE FUNCTION delete_dominated(timeframe TEXT, cutoff TIMESTAMPTZ) RETURNS BIGINT
+CREATE FUNCTION delete_dominated(timeframe TEXT, first TIMESTAMPTZ, cutoff TIMESTAMPTZ) RETURNS BIGINT
 LANGUAGE plpgsql
 SET search_path = public, pg_temp
 SET timezone = 'UTC'
@@ -142,53 +140,53 @@ SET jit = off
 AS $$
 DECLARE
     t       timeframes;
-    own     RECORD;
+    found   RECORD;
     counted BIGINT := 0;
 BEGIN
     SELECT * INTO STRICT t FROM timeframes WHERE name = timeframe;
-    own := rows_older_than(timeframe, cutoff);
-    IF own.oldest IS NOT NULL THEN
+    found := labels_between(timeframe, first, cutoff);
+    IF found.oldest IS NOT NULL THEN
         EXECUTE format('DELETE FROM public.%I AS child WHERE child.%I BETWEEN %L AND %L AND ',
-                       t.table_name, t.label_column, own.oldest, own.newest) || dominated_condition(timeframe);
+                       t.table_name, t.label_column, found.oldest, found.newest) || dominated_condition(timeframe);
         GET DIAGNOSTICS counted = ROW_COUNT;
     END IF;
     RETURN counted;
 END
 $$;
-COMMENT ON FUNCTION delete_dominated(TEXT, TIMESTAMPTZ) IS
-    'Deletes the dominated closes of a timeframe whose label lies before an instant; returns how many. The caller holds the locks of lock_for_cleanup().';
+COMMENT ON FUNCTION delete_dominated(TEXT, TIMESTAMPTZ, TIMESTAMPTZ) IS
+    'Deletes the dominated closes of a timeframe with first <= label < cutoff; returns how many. The caller holds the locks of lock_for_cleanup().';
 
-CREATE FUNCTION clean_closes(timeframe TEXT, keep INTERVAL, now TIMESTAMPTZ) RETURNS BIGINT
+CREATE FUNCTION clean_closes(timeframe TEXT, first TIMESTAMPTZ, cutoff TIMESTAMPTZ) RETURNS BIGINT
 LANGUAGE plpgsql
 SET search_path = public, pg_temp
 SET timezone = 'UTC'
 AS $$
 DECLARE
-    cutoff   TIMESTAMPTZ := now - keep;
     t        timeframes;
     late     RECORD;
     deleted  BIGINT;
     unproven BIGINT;
 BEGIN
-    deleted := delete_dominated(timeframe, cutoff);
-    late := rows_older_than(timeframe, cutoff);
+    deleted := delete_dominated(timeframe, first, cutoff);
+    late := labels_between(timeframe, first, cutoff);
     IF late.oldest IS NULL THEN
         RETURN deleted;
     END IF;
     -- What is left was never rolled up, because a job was late or never ran.
     PERFORM roll_up_parents(timeframe, late.oldest, late.newest + INTERVAL '1 microsecond');
-    deleted := deleted + delete_dominated(timeframe, cutoff);
+    deleted := deleted + delete_dominated(timeframe, first, cutoff);
     SELECT * INTO STRICT t FROM timeframes WHERE name = timeframe;
-    EXECUTE format('SELECT count(*) FROM public.%I WHERE %I < $1', t.table_name, t.label_column) USING cutoff INTO unproven;
+    EXECUTE format('SELECT count(*) FROM public.%1$I WHERE %2$I >= $1 AND %2$I < $2', t.table_name, t.label_column)
+        USING first, cutoff INTO unproven;
     IF unproven > 0 THEN
-        RAISE WARNING 'cleanup_old_data: % rows of % are older than % but not dominated; they stay', unproven, t.table_name, keep
+        RAISE WARNING 'cleanup_old_data: % rows of % are older than % but not dominated; they stay', unproven, t.table_name, cutoff
             USING HINT = 'SELECT * FROM retention_blocked() counts them by table.';
     END IF;
     RETURN deleted;
 END
 $$;
-COMMENT ON FUNCTION clean_closes(TEXT, INTERVAL, TIMESTAMPTZ) IS
-    'One table''s share of cleanup_old_data(): deletes what is dominated and older than keep, rolls up what is left, deletes again, and warns about what then still stays. Returns the rows deleted.';
+COMMENT ON FUNCTION clean_closes(TEXT, TIMESTAMPTZ, TIMESTAMPTZ) IS
+    'One table''s share of cleanup_old_data(), for first <= label < cutoff: deletes what is dominated, rolls up what is left, deletes again, and warns about what then still stays. Returns the rows deleted.';
 
 CREATE FUNCTION cleanup_old_data(now TIMESTAMPTZ DEFAULT now())
 RETURNS TABLE (table_name TEXT, rows_deleted BIGINT)
@@ -199,18 +197,23 @@ AS $$
 DECLARE
     policy RECORD;
 BEGIN
-    PERFORM lock_for_cleanup(cleanup_old_data.now);
+    -- All locks are taken before the first turn of this loop. A row that arrives in an older bucket
+    -- than those locked is left to the next cleanup.
     FOR policy IN
-        SELECT r.*, t.name AS timeframe FROM retention_policy r LEFT JOIN timeframes t USING (table_name)
+        SELECT r.*, t.name AS timeframe, locked.first, locked.cutoff
+        FROM retention_policy r
+        LEFT JOIN timeframes t USING (table_name)
+        LEFT JOIN lock_for_cleanup(cleanup_old_data.now) AS locked ON locked.timeframe = t.name
         WHERE r.keep IS NOT NULL ORDER BY t.ordinal NULLS LAST, r.table_name
     LOOP
         table_name := policy.table_name;
-        IF policy.timeframe IS NOT NULL THEN
-            rows_deleted := clean_closes(policy.timeframe, policy.keep, cleanup_old_data.now);
-        ELSE
+        rows_deleted := 0;
+        IF policy.timeframe IS NULL THEN
             EXECUTE format('DELETE FROM public.%I WHERE %I < $1', policy.table_name, policy.age_column)
                 USING cleanup_old_data.now - policy.keep;
             GET DIAGNOSTICS rows_deleted = ROW_COUNT;
+        ELSIF policy.first IS NOT NULL THEN
+            rows_deleted := clean_closes(policy.timeframe, policy.first, policy.cutoff);
         END IF;
         RETURN NEXT;
     END LOOP;
@@ -322,8 +325,13 @@ BEGIN
         RETURN 0; -- kept for ever
     END IF;
     -- Undone on return, since the function has a setting of its own for it.
-    PERFORM set_config('lock_timeout', ceil(extract(epoch FROM patience) * 1000)::text || 'ms', true);
+    PERFORM set_config('lock_timeout', greatest(ceil(extract(epoch FROM patience) * 1000), 1)::text || 'ms', true);
     cutoff := least(date_trunc('month', now, 'UTC') - make_interval(months => retention_months), now - keep);
+
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('pulseguard.drop_old_partitions', 0)) THEN
+        RAISE WARNING 'drop_old_partitions: another session is dropping partitions';
+        RETURN 0;
+    END IF;
 
     -- 1. Roll up what some job was late with. Waiting for other writers is allowed only here, while
     -- this transaction holds no lock on a table that they need.

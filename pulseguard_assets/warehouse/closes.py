@@ -72,7 +72,7 @@ def put_minutes(
         try:
             with connection.transaction():
                 _refuse_future(ordered, now)
-                copy_frame(connection, "public.minute_close", ordered)
+                copy_frame(connection, sql.Identifier("public", "minute_close"), ordered)
         except (psycopg.IntegrityError, psycopg.DataError, _FutureMinute):
             return _put_carefully(connection, ordered, now, collection_id)
     return Put(stored=ordered.height, rejected=0)
@@ -100,7 +100,7 @@ def _put_carefully(
         "CREATE TEMPORARY TABLE staged_minutes ON COMMIT DROP AS "
         "SELECT * FROM public.minute_close WITH NO DATA"
     )
-    copy_frame(connection, "pg_temp.staged_minutes", minutes)
+    copy_frame(connection, sql.Identifier("pg_temp", "staged_minutes"), minutes)
     put = one_row(
         connection,
         "SELECT stored, rejected FROM put_staged_minutes(%s, %s)",

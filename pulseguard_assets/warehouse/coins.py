@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import polars as pl
-from psycopg import Connection
+from psycopg import Connection, sql
 
 from pulseguard_assets.warehouse.closes import Put
 from pulseguard_assets.warehouse.statements import copy_frame, one_row
@@ -51,7 +51,7 @@ def put_coins(
             "SELECT 0::bigint AS position, coin_id, market_cap_rank, market_cap_usd, symbol, name, "
             "image_url, provider_ts FROM public.coin_priorities WITH NO DATA"
         )
-        copy_frame(connection, "pg_temp.staged_coins", staged)
+        copy_frame(connection, sql.Identifier("pg_temp", "staged_coins"), staged)
         put = one_row(
             connection,
             "SELECT stored, rejected FROM put_staged_coins(%s, %s)",

@@ -5,15 +5,18 @@ Belongs here: the one way to do each. Does not: what any table means.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 from psycopg import Connection, sql
 
+# No digits of a second that are all zero: PostgreSQL takes as long to read a time as a price.
+_UTC = "%Y-%m-%d %H:%M:%S%.f+00"
 
-def copy_frame(connection: Connection, table: str, frame: pl.DataFrame) -> None:
-    """COPY `frame` into `table`, whose columns are named as the frame's.
+
+def copy_frame(connection: Connection, table: sql.Identifier, frame: pl.DataFrame) -> None:
+    """COPY `frame`, whose times are UTC, into `table`, whose columns are named as the frame's.
 
     Floats travel in their shortest decimal form, which is the same number; nulls and empty texts
     stay different.
@@ -22,16 +25,18 @@ def copy_frame(connection: Connection, table: str, frame: pl.DataFrame) -> None:
         psycopg.Error: PostgreSQL refuses a row; then none of them is kept.
     """
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv)").format(
-        sql.Identifier(*table.split(".")),
+        table,
         sql.SQL(", ").join(map(sql.Identifier, frame.columns)),
     )
-    rows = frame.write_csv(include_header=False).encode()
+    rows = frame.write_csv(include_header=False, datetime_format=_UTC).encode()
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         copy.write(rows)
 
 
 def one_row(
-    connection: Connection, statement: str | sql.SQL | sql.Composed, parameters: Sequence[Any] = ()
+    connection: Connection,
+    statement: str | sql.SQL | sql.Composed,
+    parameters: Sequence[Any] | Mapping[str, Any] = (),
 ) -> Any:
     """The single row, as a tuple, of a statement that always returns one.
 

@@ -70,6 +70,12 @@ def table(connection: psycopg.Connection, columns: str = "coin_id") -> Sequence[
     ).fetchall()
 
 
+@pytest.fixture
+def connection(undone_or_own: psycopg.Connection) -> psycopg.Connection:
+    """See `undone_or_own`."""
+    return undone_or_own
+
+
 # --- storing a page ---
 
 

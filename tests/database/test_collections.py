@@ -197,13 +197,16 @@ def test_a_patient_collector_goes_on_when_the_other_ends(
     assert entered.is_set()
 
 
-def test_a_collector_that_dies_leaves_nobody_waiting(
+def test_a_collector_whose_session_is_lost_leaves_nobody_waiting_and_tells_its_own_error(
     connection: psycopg.Connection, database: str
 ) -> None:
-    dying = connect(database)
-    end = "SELECT pg_terminate_backend(pg_backend_pid())"
-    with pytest.raises(psycopg.OperationalError), only_collector(dying, "poll"):
-        dying.execute(end)
+    def collect(lost: psycopg.Connection) -> None:
+        with only_collector(lost, "poll"):
+            connection.execute("SELECT pg_terminate_backend(%s, 10000)", (lost.info.backend_pid,))
+            _ = 1 / 0
+
+    with connect(database) as mine, pytest.raises(ZeroDivisionError):
+        collect(mine)
 
     with only_collector(connection, "poll"):
         pass

@@ -89,6 +89,12 @@ def rejections(connection: psycopg.Connection) -> Sequence[Any]:
 
 
 @pytest.fixture
+def connection(undone_or_own: psycopg.Connection) -> psycopg.Connection:
+    """See `undone_or_own`."""
+    return undone_or_own
+
+
+@pytest.fixture
 def coins(connection: psycopg.Connection) -> None:
     """Three coins that are known, and partitions: without them, everything goes the careful way."""
     connection.execute("SELECT ensure_partitions(%s, %s)", (MINUTE, MINUTE))
@@ -336,24 +342,30 @@ def test_both_ways_leave_the_same_tables(
         )
     )
     now = first + timedelta(minutes=4)
+    faulty = minutes({"coin_id": "nobody-knows-it"})
     outcomes = []
     for careful in (False, True):
-        with connection.transaction(force_rollback=True):
-            with monkeypatch.context() as patch:
-                if careful:
-                    patch.setattr(closes, "_refuse_future", _refuse)
-                else:
-                    patch.delattr(closes, "_put_carefully")
-                put = put_minutes(connection, rows, now=now)
-            outcomes.append((put, stored(connection)))
+        with connection.transaction(force_rollback=True), monkeypatch.context() as patch:
+            if not careful:
+                patch.delattr(closes, "_put_carefully")
+            put = put_minutes(connection, pl.concat([rows, faulty]) if careful else rows, now=now)
+            outcomes.append((put.stored, stored(connection)))
 
     assert outcomes[0] == outcomes[1]
-    assert outcomes[0][0] == Put(stored=rows.height, rejected=0)
+    assert outcomes[0][0] == rows.height
     assert len(outcomes[0][1][1]) == 2 * (2 + len(ODD_IDS)), "two hours each"
 
 
-def _refuse(*_: object) -> None:
-    raise closes._FutureMinute
+def test_a_batch_over_the_turn_of_a_month_is_stored_in_both(
+    connection: psycopg.Connection,
+) -> None:
+    turn = MINUTE.replace(month=12, day=1, hour=0, minute=0)
+    rows = [{"minute_ts": turn + timedelta(minutes=n)} for n in (-2, -1, 0, 1)]
+
+    assert put_minutes(connection, minutes(*rows), now=turn + timedelta(hours=1)) == Put(4, 0)
+
+    assert [row[1] for row in stored(connection)[0]] == [row["minute_ts"] for row in rows]
+    assert [row[1] for row in stored(connection)[1]] == [turn - timedelta(hours=1), turn]
 
 
 def test_a_month_without_a_partition_gets_one(connection: psycopg.Connection) -> None:
@@ -383,7 +395,7 @@ def test_the_same_batch_again_writes_nothing_and_changes_nothing(
     put_minutes(connection, batch, now=NOW)
     before = stored(connection)
     versions = connection.execute(
-        "SELECT xmin FROM minute_close UNION ALL SELECT xmin FROM hourly_close"
+        "SELECT ctid FROM minute_close UNION ALL SELECT ctid FROM hourly_close"
     ).fetchall()
 
     assert put_minutes(connection, batch, now=NOW + timedelta(hours=1)) == Put(0, 0)
@@ -392,7 +404,7 @@ def test_the_same_batch_again_writes_nothing_and_changes_nothing(
     assert (
         versions
         == connection.execute(
-            "SELECT xmin FROM minute_close UNION ALL SELECT xmin FROM hourly_close"
+            "SELECT ctid FROM minute_close UNION ALL SELECT ctid FROM hourly_close"
         ).fetchall()
     )
     assert rejections(connection) == []

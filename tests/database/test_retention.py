@@ -270,7 +270,7 @@ def test_a_minute_is_dominated_by_evidence_and_a_close_at_least_as_new(
     if parent is not None:
         write(closes, "hourly_close", "hour_ts", hour_ts=utc(2026, 6, 1, 10), **parent)
     with closes.transaction(force_rollback=True):
-        gone = one(closes, "SELECT delete_dominated('minute', %s)", (NOW,))
+        gone = one(closes, "SELECT delete_dominated('minute', '-infinity', %s)", (NOW,))
         assert gone == int(dominated)
     assert blocked(closes).get("minute_close", 0) == int(not dominated)
     clean_up(closes, NOW)
@@ -298,7 +298,7 @@ def test_a_day_needs_its_week_and_its_month(closes: psycopg.Connection, missing:
         assert blocked(closes) == {"daily_close": 1}
     closes.execute(f"DELETE FROM {table}")
     assert blocked(closes) == {"daily_close": 1}
-    assert one(closes, "SELECT delete_dominated('daily', %s)", (NOW,)) == 0
+    assert one(closes, "SELECT delete_dominated('daily', '-infinity', %s)", (NOW,)) == 0
     clean_up(closes, NOW)
     assert stored(closes, DAILY) == {}
     assert stored(closes, WEEKLY).keys() == {("bitcoin", FIRST)}
@@ -584,3 +584,12 @@ def test_a_partition_that_is_written_to_is_left_for_the_next_time(
     assert any("minute_close_y2026m05 is in use" in message for message in said)
     assert drop(connection, "minute_close", 0) > 0
     assert len(stored(connection, HOURLY)) == 1
+
+
+def test_only_one_session_drops_at_a_time(connection: psycopg.Connection, database: str) -> None:
+    with connect(database) as first, said_to(connection) as said:
+        with first.transaction():
+            assert drop(first, "minute_close", 0) > 0
+            assert drop(connection, "minute_close", 0) == 0
+        assert said == ["drop_old_partitions: another session is dropping partitions"]
+        assert drop(connection, "minute_close", 0) == 0

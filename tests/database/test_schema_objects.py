@@ -42,7 +42,7 @@ SEED_INDEXES = {
     "idx_collection_status_type_status": (
         "collection_status USING btree (collection_type, status)"
     ),
-    "idx_api_usage_date": "api_usage_stats USING btree (date DESC)",
+    "idx_api_usage_date": "api_usage_stats USING btree (date)",
     "idx_recent_minute_close": "minute_close USING btree (minute_ts DESC, coin_id)",
     "idx_recent_hourly_close": "hourly_close USING btree (hour_ts DESC, coin_id)",
     **{
@@ -179,7 +179,7 @@ REFUSED += [
     ),
     (
         "INSERT INTO api_usage_stats (date) VALUES ('2026-06-01'), ('2026-06-01')",
-        "api_usage_stats_date_key",
+        "idx_api_usage_date",
     ),
     ("INSERT INTO schema_migrations VALUES ('001_initial_schema')", "schema_migrations_pkey"),
     (
