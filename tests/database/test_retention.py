@@ -593,3 +593,16 @@ def test_only_one_session_drops_at_a_time(connection: psycopg.Connection, databa
             assert drop(connection, "minute_close", 0) == 0
         assert said == ["drop_old_partitions: another session is dropping partitions"]
         assert drop(connection, "minute_close", 0) == 0
+
+
+def test_a_row_written_to_a_partition_by_its_own_name_is_carried_before_it_goes(
+    closes: psycopg.Connection,
+) -> None:
+    closes.execute(
+        "INSERT INTO minute_close_y2026m05 (coin_id, minute_ts, price_usd) "
+        "VALUES ('bitcoin', '2026-05-18 10:03+00', 7)"
+    )
+    assert stored(closes, HOURLY) == {}
+    clean_up(closes, NOW)
+    assert stored(closes, MINUTE) == {}
+    assert [values[0] for values in stored(closes, MONTHLY).values()] == [7]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -425,3 +427,12 @@ def test_a_coin_with_closes_cannot_be_deleted(connection: psycopg.Connection) ->
     insert(connection, [seen_at("bitcoin", MONDAY_THE_FIRST)])
     with pytest.raises(psycopg.errors.ForeignKeyViolation):
         connection.execute("DELETE FROM coin_priorities")
+
+
+def test_every_query_that_the_documentation_offers_runs(connection: psycopg.Connection) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "schema.md").read_text("utf-8")
+    queries = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    assert len(queries) >= 7
+    add_coins(connection, "bitcoin")
+    for query in queries:
+        connection.execute(query)

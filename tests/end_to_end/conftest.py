@@ -32,9 +32,13 @@ def start(folder: Path) -> Iterator[Callable[..., Up]]:
     eventually("all is gone", lambda: not any(one.processes() for one in started), within=30)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium, headless."""
+    """Debian's Chromium, headless.
+
+    For one test and not for the session: Playwright keeps an event loop running in this thread,
+    and whatever calls `asyncio.run` meanwhile, as Dagster does, fails.
+    """
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium here; `apt-get install chromium` brings it")
