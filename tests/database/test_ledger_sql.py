@@ -377,3 +377,18 @@ def test_settling_and_reserving_do_not_wait_for_each_other_in_a_circle(
         worker.result()
     assert sum(day[0] for day in usage(connection).values()) == 120
     assert sum(sum(day[1:4]) for day in usage(connection).values()) == 120
+
+
+def test_a_call_that_somebody_settles_just_now_is_not_abandoned_and_not_waited_for(
+    connection: psycopg.Connection, database: str
+) -> None:
+    calls = [reserve(connection) for _ in range(3)]
+    connection.execute("SET lock_timeout = '1ms'")
+    later = NOW + timedelta(hours=1)
+    abandoned = "SELECT settle_abandoned_api_calls(%s)"
+    with connect(database) as other, other.transaction():
+        other.execute("SELECT FROM api_calls WHERE call_id = %s FOR UPDATE", (calls[1].call_id,))
+        assert one(connection, abandoned, (later,)) == 2
+        assert settle(other, calls[1].call_id)
+    assert one(connection, abandoned, (later,)) == 0
+    assert usage(connection)[NOW.date()][:4] == (3, 1, 2, 0)
