@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -191,10 +192,19 @@ def shared_connection(postgres: Any, prepared: str) -> Iterator[psycopg.Connecti
 def undone(shared: psycopg.Connection) -> Iterator[psycopg.Connection]:
     """A transaction on the module's `shared`, undone after the test: for one session, and fast.
 
-    An error expected inside needs a savepoint: `with pytest.raises(...), closes.transaction():`.
+    An error expected inside needs a savepoint, as by `refused`.
     """
     with shared.transaction(force_rollback=True):
         yield shared
+
+
+@contextmanager
+def refused(
+    connection: psycopg.Connection, error: type[psycopg.Error], match: str
+) -> Iterator[pytest.ExceptionInfo[psycopg.Error]]:
+    """Expect an error, and leave the transaction around it as it was before."""
+    with pytest.raises(error, match=match) as told, connection.transaction():
+        yield told
 
 
 def add_coins(connection: psycopg.Connection, *coins: str) -> None:

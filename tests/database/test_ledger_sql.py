@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
-from closes_support import Background, one, prepared_by, shared_connection, undone, utc
+from closes_support import Background, one, prepared_by, refused, shared_connection, undone, utc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -263,7 +263,7 @@ def test_a_call_over_midnight_is_counted_on_the_day_it_was_sent(
 def test_an_outcome_that_is_none_of_the_three_is_refused(ledger: psycopg.Connection) -> None:
     call = reserve(ledger)
     for outcome, problem in (("fine", "chk_outcome_known"), (None, "outcome is missing")):
-        with pytest.raises(psycopg.Error, match=problem), ledger.transaction():
+        with refused(ledger, psycopg.Error, problem):
             ledger.execute(
                 "SELECT settle_api_call(%s, %s, 200, 1, %s)", (call.call_id, outcome, NOW)
             )

@@ -12,15 +12,28 @@ from closes_support import (
     ensure,
     insert,
     one,
+    prepared_by,
     put,
+    refused,
     seen_at,
+    shared_connection,
     stored_hours,
+    undone,
     utc,
     wait_until_blocked,
 )
 
 from pulseguard_assets.timeframes import TIMEFRAMES
 from pulseguard_assets.warehouse.connection import connect
+
+
+def prepare(connection: psycopg.Connection) -> None:
+    """Nothing but the migrations."""
+
+
+prepared = prepared_by(prepare)
+shared = shared_connection
+tables = undone
 
 
 def bounds(connection: psycopg.Connection, table: str) -> dict[str, tuple[datetime, datetime]]:
@@ -31,18 +44,18 @@ def bounds(connection: psycopg.Connection, table: str) -> dict[str, tuple[dateti
 
 
 def test_this_month_and_the_next_twelve_are_there_for_all_five_tables(
-    connection: psycopg.Connection,
+    tables: psycopg.Connection,
 ) -> None:
     for timeframe in TIMEFRAMES:
         months = one(
-            connection,
+            tables,
             "SELECT count(*) FROM close_partitions(%s) "
             "WHERE lower_bound BETWEEN date_trunc('month', now(), 'UTC') "
             "AND date_trunc('month', now(), 'UTC') + interval '12 months'",
             (timeframe.table,),
         )
         assert months == 13
-    named = bounds(connection, "minute_close")
+    named = bounds(tables, "minute_close")
     assert named["minute_close_y2025m01"] == (utc(2025, 1, 1), utc(2025, 2, 1))
     assert named["minute_close_y2025m02"] == (utc(2025, 2, 1), utc(2025, 3, 1))
 
@@ -63,12 +76,12 @@ def test_bounds_are_utc_months_whatever_the_sessions_zone(
 
 
 def test_a_range_gets_all_its_months_over_the_end_of_the_year(
-    connection: psycopg.Connection,
+    tables: psycopg.Connection,
 ) -> None:
-    made = one(connection, "SELECT ensure_partitions('2019-11-15 00:00+00', '2020-02-01 00:00+00')")
+    made = one(tables, "SELECT ensure_partitions('2019-11-15 00:00+00', '2020-02-01 00:00+00')")
     assert made == 5 * 4
     for timeframe in TIMEFRAMES:
-        labels = [lower for lower, _ in bounds(connection, timeframe.table).values()]
+        labels = [lower for lower, _ in bounds(tables, timeframe.table).values()]
         assert [label for label in labels if label < utc(2021, 1, 1)] == [
             utc(2019, 11, 1),
             utc(2019, 12, 1),
@@ -76,12 +89,12 @@ def test_a_range_gets_all_its_months_over_the_end_of_the_year(
             utc(2020, 2, 1),
         ]
     again = "SELECT ensure_partitions('2019-11-30 23:59+00', '2020-02-29 23:59+00')"
-    assert one(connection, again) == 0
+    assert one(tables, again) == 0
 
 
-def test_the_week_of_the_first_day_lies_in_the_month_before(connection: psycopg.Connection) -> None:
-    assert one(connection, "SELECT ensure_partitions('2019-05-01Z', '2019-05-01Z')") == 5 + 1
-    assert "weekly_close_y2019m04" in bounds(connection, "weekly_close")
+def test_the_week_of_the_first_day_lies_in_the_month_before(tables: psycopg.Connection) -> None:
+    assert one(tables, "SELECT ensure_partitions('2019-05-01Z', '2019-05-01Z')") == 5 + 1
+    assert "weekly_close_y2019m04" in bounds(tables, "weekly_close")
 
 
 @pytest.mark.parametrize(
@@ -89,54 +102,54 @@ def test_the_week_of_the_first_day_lies_in_the_month_before(connection: psycopg.
     [("2020-01-02", "2020-01-01"), (None, "2020-01-01"), ("-infinity", "2020-01-01")],
 )
 def test_a_range_without_end_or_content_is_refused(
-    connection: psycopg.Connection, first: str | None, last: str
+    tables: psycopg.Connection, first: str | None, last: str
 ) -> None:
-    with pytest.raises(psycopg.errors.RaiseException, match="is not a range"):
-        connection.execute("SELECT ensure_partitions(%s, %s)", (first, last))
+    with refused(tables, psycopg.errors.RaiseException, "is not a range"):
+        tables.execute("SELECT ensure_partitions(%s, %s)", (first, last))
 
 
 def test_a_table_that_is_not_ours_and_a_day_that_is_none_are_refused(
-    connection: psycopg.Connection,
+    tables: psycopg.Connection,
 ) -> None:
     for table in ("coin_priorities", "no_such; DROP TABLE minute_close", None):
-        with pytest.raises(psycopg.errors.RaiseException, match="not one of the close tables"):
-            connection.execute("SELECT create_monthly_partition(%s, '2020-01-01')", (table,))
+        with refused(tables, psycopg.errors.RaiseException, "not one of the close tables"):
+            tables.execute("SELECT create_monthly_partition(%s, '2020-01-01')", (table,))
     for day in (None, "infinity"):
-        with pytest.raises(psycopg.errors.RaiseException, match="is not a day"):
-            connection.execute("SELECT create_monthly_partition('minute_close', %s::date)", (day,))
+        with refused(tables, psycopg.errors.RaiseException, "is not a day"):
+            tables.execute("SELECT create_monthly_partition('minute_close', %s::date)", (day,))
 
 
 def test_a_month_that_a_partition_of_another_name_covers_is_left_to_it(
-    connection: psycopg.Connection,
+    tables: psycopg.Connection,
 ) -> None:
-    connection.execute(
+    tables.execute(
         "CREATE TABLE odd PARTITION OF minute_close "
         "FOR VALUES FROM ('2019-01-01 00:00+00') TO ('2019-07-01 00:00+00')"
     )
-    connection.execute("ALTER TABLE minute_close_y2025m01 RENAME TO renamed")
-    ensure(connection, utc(2019, 3, 1), utc(2025, 1, 9))
-    assert "minute_close_y2019m03" not in bounds(connection, "minute_close")
-    add_coins(connection, "bitcoin")
-    put(connection, [seen_at("bitcoin", utc(2019, 3, 5)), seen_at("bitcoin", utc(2025, 1, 5))])
-    assert len(stored_hours(connection)) == 2
+    tables.execute("ALTER TABLE minute_close_y2025m01 RENAME TO renamed")
+    ensure(tables, utc(2019, 3, 1), utc(2025, 1, 9))
+    assert "minute_close_y2019m03" not in bounds(tables, "minute_close")
+    add_coins(tables, "bitcoin")
+    put(tables, [seen_at("bitcoin", utc(2019, 3, 5)), seen_at("bitcoin", utc(2025, 1, 5))])
+    assert len(stored_hours(tables)) == 2
 
 
-def test_a_name_that_is_taken_by_something_else_is_told(connection: psycopg.Connection) -> None:
-    connection.execute("ALTER TABLE minute_close DETACH PARTITION minute_close_y2025m01")
-    with pytest.raises(psycopg.errors.RaiseException, match="not the partition") as refused:
-        ensure(connection, utc(2025, 1, 1))
-    repair = str(refused.value.diag.message_hint).split(": ")[1].rstrip(".")
-    connection.execute(repair)
-    ensure(connection, utc(2025, 1, 1))
-    assert "minute_close_y2025m01" in bounds(connection, "minute_close")
+def test_a_name_that_is_taken_by_something_else_is_told(tables: psycopg.Connection) -> None:
+    tables.execute("ALTER TABLE minute_close DETACH PARTITION minute_close_y2025m01")
+    with refused(tables, psycopg.errors.RaiseException, "not the partition") as told:
+        ensure(tables, utc(2025, 1, 1))
+    repair = str(told.value.diag.message_hint).split(": ")[1].rstrip(".")
+    tables.execute(repair)
+    ensure(tables, utc(2025, 1, 1))
+    assert "minute_close_y2025m01" in bounds(tables, "minute_close")
 
 
-def test_a_partition_has_what_its_table_has(connection: psycopg.Connection) -> None:
-    ensure(connection, utc(2019, 1, 1))
+def test_a_partition_has_what_its_table_has(tables: psycopg.Connection) -> None:
+    ensure(tables, utc(2019, 1, 1))
     for timeframe in TIMEFRAMES:
         table = timeframe.table
         differing = one(
-            connection,
+            tables,
             "SELECT count(*) FROM pg_constraint p WHERE p.conrelid = %s::regclass "
             "AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conrelid = %s::regclass "
             "AND c.contype = p.contype AND (c.conname = p.conname OR c.conparentid = p.oid))",
@@ -145,7 +158,7 @@ def test_a_partition_has_what_its_table_has(connection: psycopg.Connection) -> N
         assert differing == 0
         storage = "SELECT reloptions FROM pg_class WHERE relname = %s"
         expected = None if table == "minute_close" else ["fillfactor=45"]
-        assert one(connection, storage, (f"{table}_y2019m01",)) == expected
+        assert one(tables, storage, (f"{table}_y2019m01",)) == expected
 
 
 def test_many_creators_at_once_make_each_partition_once(

@@ -23,6 +23,7 @@ from closes_support import (
     one,
     prepared_by,
     put,
+    refused,
     roll_up,
     roll_up_all,
     seen_at,
@@ -391,8 +392,7 @@ def test_a_lengthened_period_is_kept_to_and_a_shortened_one_refused(
         ("weekly_close", "51 weeks"),
         ("collection_status", "29 days"),
     ):
-        refused = pytest.raises(psycopg.errors.CheckViolation, match="chk_keep_not_shortened")
-        with refused, closes.transaction():
+        with refused(closes, psycopg.errors.CheckViolation, "chk_keep_not_shortened"):
             closes.execute(
                 "UPDATE retention_policy SET keep = %s WHERE table_name = %s", (period, table)
             )
@@ -539,16 +539,10 @@ def test_a_partition_with_an_undominated_row_stays_and_says_so(
 
 
 def test_what_cannot_be_dropped_is_named(closes: psycopg.Connection) -> None:
-    with (
-        pytest.raises(psycopg.errors.RaiseException, match="not one of the close tables"),
-        closes.transaction(),
-    ):
+    with refused(closes, psycopg.errors.RaiseException, "not one of the close tables"):
         drop(closes, "coin_priorities", 1)
     for months in ("-1", "NULL"):
-        with (
-            pytest.raises(psycopg.errors.RaiseException, match="months to keep"),
-            closes.transaction(),
-        ):
+        with refused(closes, psycopg.errors.RaiseException, "months to keep"):
             closes.execute(f"SELECT drop_old_partitions('minute_close', {months})")
 
 

@@ -6,7 +6,6 @@ from datetime import timedelta
 from decimal import Decimal
 
 import psycopg
-import pytest
 from closes_support import (
     Observation,
     add_coins,
@@ -18,6 +17,7 @@ from closes_support import (
     one,
     prepared_by,
     put,
+    refused,
     roll_up,
     roll_up_all,
     seen_at,
@@ -224,10 +224,9 @@ def test_an_endless_range_takes_what_is_stored_and_makes_no_partitions(
 
 def test_what_cannot_be_rolled_up_is_named(closes: psycopg.Connection) -> None:
     for name in ("minute", "yearly", None):
-        refusal = pytest.raises(psycopg.errors.RaiseException, match="is not a rollup")
-        with refusal as refused, closes.transaction():
+        with refused(closes, psycopg.errors.RaiseException, "is not a rollup") as told:
             closes.execute("SELECT roll_up(%s, now(), now())", (name,))
-        assert "hourly, daily, weekly, monthly" in str(refused.value.diag.message_hint)
+        assert "hourly, daily, weekly, monthly" in str(told.value.diag.message_hint)
 
 
 def test_when_the_children_are_gone_the_parent_stands(closes: psycopg.Connection) -> None:

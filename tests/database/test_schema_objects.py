@@ -14,10 +14,14 @@ from closes_support import (
     ensure,
     insert,
     one,
+    prepared_by,
+    refused,
     roll_up_all,
     seen_at,
+    shared_connection,
     stored,
     stored_hours,
+    undone,
     utc,
 )
 from psycopg import sql
@@ -56,11 +60,19 @@ SEED_INDEXES = {
 MONDAY_THE_FIRST = utc(2026, 6, 1)  # aligned at every width at once
 
 
-def test_every_column_of_the_seed_is_there_and_an_insert_of_just_these_works(
-    connection: psycopg.Connection,
-) -> None:
+def prepare(connection: psycopg.Connection) -> None:
     add_coins(connection, "bitcoin")
     ensure(connection, MONDAY_THE_FIRST)
+
+
+prepared = prepared_by(prepare)
+shared = shared_connection
+tables = undone
+
+
+def test_every_column_of_the_seed_is_there_and_an_insert_of_just_these_works(
+    tables: psycopg.Connection,
+) -> None:
     values: dict[str, object] = {
         "coin_id": "bitcoin",
         "market_cap_rank": 2,
@@ -78,7 +90,7 @@ def test_every_column_of_the_seed_is_there_and_an_insert_of_just_these_works(
     # From the end: a minute would make its hour.
     for table, columns in reversed(SEED_COLUMNS.items()):
         found = one(
-            connection,
+            tables,
             "SELECT array_agg(column_name::text) FROM information_schema.columns "
             "WHERE table_schema = 'public' AND table_name = %s",
             (table,),
@@ -87,7 +99,7 @@ def test_every_column_of_the_seed_is_there_and_an_insert_of_just_these_works(
         given = {column: values[column] for column in columns if column in values}
         if table == "coin_priorities":
             given["coin_id"] = "another"
-        connection.execute(
+        tables.execute(
             sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
                 sql.Identifier(table),
                 sql.SQL(", ").join(map(sql.Identifier, given)),
@@ -98,25 +110,23 @@ def test_every_column_of_the_seed_is_there_and_an_insert_of_just_these_works(
 
 
 def test_columns_beyond_the_seed_have_the_defaults_that_let_its_inserts_work(
-    connection: psycopg.Connection,
+    tables: psycopg.Connection,
 ) -> None:
-    add_coins(connection, "bitcoin")
-    ensure(connection, MONDAY_THE_FIRST)
     for timeframe in TIMEFRAMES[1:]:
-        connection.execute(
+        tables.execute(
             f"INSERT INTO {timeframe.table} (coin_id, {timeframe.label}, price_usd) "
             "VALUES ('bitcoin', %s, 7)",
             (MONDAY_THE_FIRST,),
         )
-        (values,) = stored(connection, timeframe).values()
+        (values,) = stored(tables, timeframe).values()
         price, _, _, _, created_at, provider_ts, source, close_ts, seen = values
         assert (price, provider_ts, source, seen) == (7, None, "live", 0)
         assert close_ts == MONDAY_THE_FIRST
         assert isinstance(created_at, datetime)
 
 
-def test_every_index_of_the_seed_is_there_on_its_columns(connection: psycopg.Connection) -> None:
-    rows = connection.execute(
+def test_every_index_of_the_seed_is_there_on_its_columns(tables: psycopg.Connection) -> None:
+    rows = tables.execute(
         "SELECT relname, regexp_replace(pg_get_indexdef(oid), '.* ON (ONLY )?public.', '') "
         "FROM pg_class JOIN pg_index ON indexrelid = oid AND indisvalid "
         "WHERE relnamespace = 'public'::regnamespace"
@@ -130,15 +140,13 @@ def test_every_index_of_the_seed_is_there_on_its_columns(connection: psycopg.Con
     assert other == {}
 
 
-def test_the_index_on_active_ranks_holds_only_those(connection: psycopg.Connection) -> None:
-    definition = one(
-        connection, "SELECT pg_get_indexdef('idx_coin_priorities_rank_active'::regclass)"
-    )
+def test_the_index_on_active_ranks_holds_only_those(tables: psycopg.Connection) -> None:
+    definition = one(tables, "SELECT pg_get_indexdef('idx_coin_priorities_rank_active'::regclass)")
     assert definition.endswith("WHERE (market_cap_rank <= 1000)")
 
 
-def test_every_index_of_a_close_table_is_on_every_partition(connection: psycopg.Connection) -> None:
-    missing = connection.execute(
+def test_every_index_of_a_close_table_is_on_every_partition(tables: psycopg.Connection) -> None:
+    missing = tables.execute(
         "SELECT p.partition, i.indexrelid::regclass "
         "FROM timeframes t, close_partitions(t.table_name) p, pg_index i "
         "WHERE i.indrelid = t.table_name::regclass AND NOT EXISTS ("
@@ -231,47 +239,42 @@ for _t in TIMEFRAMES:
 
 
 def test_a_violating_row_is_refused_by_the_constraint_that_is_named_for_it(
-    connection: psycopg.Connection,
+    tables: psycopg.Connection,
 ) -> None:
-    add_coins(connection, "bitcoin")
-    ensure(connection, MONDAY_THE_FIRST)
     outcome = {}
     for statement, _ in REFUSED:
         try:
-            with connection.transaction(force_rollback=True):
-                connection.execute(statement)
+            with tables.transaction(force_rollback=True):
+                tables.execute(statement)
         except psycopg.IntegrityError as refused:
             outcome[statement] = refused.diag.constraint_name
     assert outcome == dict(REFUSED)
 
 
 def test_a_bucket_takes_evidence_of_all_its_children_and_of_no_more(
-    connection: psycopg.Connection,
+    tables: psycopg.Connection,
 ) -> None:
-    add_coins(connection, "bitcoin")
-    ensure(connection, MONDAY_THE_FIRST)
     for timeframe, bits in zip(TIMEFRAMES[1:], (60, 24, 7, 31)):  # noqa: B905 - Python 3.10
-        connection.execute(_close(timeframe, ", seen", f", {(1 << bits) - 1}"))
-        with pytest.raises(psycopg.errors.CheckViolation, match="chk_evidence_in_bucket"):
-            connection.execute(f"UPDATE {timeframe.table} SET seen = {1 << bits}")
+        tables.execute(_close(timeframe, ", seen", f", {(1 << bits) - 1}"))
+        with refused(tables, psycopg.errors.CheckViolation, "chk_evidence_in_bucket"):
+            tables.execute(f"UPDATE {timeframe.table} SET seen = {1 << bits}")
 
 
-def test_a_price_survives_exactly_from_minute_to_month(connection: psycopg.Connection) -> None:
+def test_a_price_survives_exactly_from_minute_to_month(tables: psycopg.Connection) -> None:
     prices = ("2.264e-09", "1e-12", "1E-30", "123456789012345.123456789", "1e30")
-    add_coins(connection, *prices)
-    ensure(connection, MONDAY_THE_FIRST)
+    add_coins(tables, *prices)
     insert(
-        connection,
+        tables,
         [seen_at(price, MONDAY_THE_FIRST, price_usd=Decimal(price)) for price in prices],
     )
-    roll_up_all(connection)
+    roll_up_all(tables)
     for timeframe in TIMEFRAMES:
-        kept = {coin: values[0] for (coin, _), values in stored(connection, timeframe).items()}
+        kept = {coin: values[0] for (coin, _), values in stored(tables, timeframe).items()}
         assert kept == {price: Decimal(price) for price in prices}
 
 
-def test_a_coin_may_have_no_rank_as_a_third_of_them_do(connection: psycopg.Connection) -> None:
-    connection.execute("INSERT INTO coin_priorities (coin_id, market_cap_rank) VALUES ('x', NULL)")
+def test_a_coin_may_have_no_rank_as_a_third_of_them_do(tables: psycopg.Connection) -> None:
+    tables.execute("INSERT INTO coin_priorities (coin_id, market_cap_rank) VALUES ('x', NULL)")
 
 
 FUNCTIONS = {
@@ -284,9 +287,9 @@ FUNCTIONS = {
 }
 
 
-def test_every_function_of_the_seed_has_its_signature(connection: psycopg.Connection) -> None:
+def test_every_function_of_the_seed_has_its_signature(tables: psycopg.Connection) -> None:
     found: dict[str, str] = dict(
-        connection.execute(
+        tables.execute(
             "SELECT format('%s(%s)', proname, pg_get_function_arguments(oid)), "
             "pg_get_function_result(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
         ).fetchall()
@@ -294,8 +297,8 @@ def test_every_function_of_the_seed_has_its_signature(connection: psycopg.Connec
     assert {name: found.get(name) for name in FUNCTIONS} == FUNCTIONS
 
 
-def test_every_function_pins_its_search_path(connection: psycopg.Connection) -> None:
-    loose = connection.execute(
+def test_every_function_pins_its_search_path(tables: psycopg.Connection) -> None:
+    loose = tables.execute(
         "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace "
         "AND NOT coalesce(proconfig, '{}') @> ARRAY['search_path=public, pg_temp']"
     ).fetchall()
@@ -303,24 +306,22 @@ def test_every_function_pins_its_search_path(connection: psycopg.Connection) -> 
 
 
 def test_a_stranger_first_in_the_search_path_changes_nothing(
-    connection: psycopg.Connection,
+    tables: psycopg.Connection,
 ) -> None:
-    add_coins(connection, "bitcoin")
-    ensure(connection, MONDAY_THE_FIRST)
-    connection.execute(
+    tables.execute(
         "CREATE SCHEMA stranger; SET search_path = stranger, public;"
         "CREATE TABLE stranger.timeframes (); CREATE TABLE stranger.hourly_close ();"
         "CREATE TABLE stranger.retention_policy ();"
         "CREATE FUNCTION stranger.lock_buckets(text, timestamptz, timestamptz) RETURNS void "
         "LANGUAGE plpgsql AS $$ BEGIN RAISE 'the stranger was called'; END $$"
     )
-    insert(connection, [seen_at("bitcoin", MONDAY_THE_FIRST)])
-    assert one(connection, "SELECT count(*) FROM public.hourly_close") == 1
-    one(connection, "SELECT count(*) FROM cleanup_old_data()")
+    insert(tables, [seen_at("bitcoin", MONDAY_THE_FIRST)])
+    assert one(tables, "SELECT count(*) FROM public.hourly_close") == 1
+    one(tables, "SELECT count(*) FROM cleanup_old_data()")
 
 
-def test_everything_of_ours_carries_a_comment(connection: psycopg.Connection) -> None:
-    silent = connection.execute(
+def test_everything_of_ours_carries_a_comment(tables: psycopg.Connection) -> None:
+    silent = tables.execute(
         """
         WITH ours AS (
             SELECT oid, relname, relkind FROM pg_class
@@ -354,9 +355,9 @@ def test_everything_of_ours_carries_a_comment(connection: psycopg.Connection) ->
 
 
 def test_the_triggers_work_by_statement_on_insert_and_on_update(
-    connection: psycopg.Connection,
+    tables: psycopg.Connection,
 ) -> None:
-    found = connection.execute(
+    found = tables.execute(
         "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger "
         "WHERE tgrelid = 'minute_close'::regclass AND NOT tgisinternal"
     ).fetchall()
@@ -367,45 +368,44 @@ def test_the_triggers_work_by_statement_on_insert_and_on_update(
 
 
 def test_the_calls_that_the_seed_writes_down_work_as_written(
-    connection: psycopg.Connection,
+    tables: psycopg.Connection,
 ) -> None:
-    cleaned = connection.execute("SELECT table_name, rows_deleted FROM cleanup_old_data()")
+    cleaned = tables.execute("SELECT table_name, rows_deleted FROM cleanup_old_data()")
     assert [name for name, _ in cleaned][:4] == [t.table for t in TIMEFRAMES[:4]]
-    connection.execute("SELECT index_name, action FROM maintain_indexes()")
-    assert one(connection, "SELECT drop_old_partitions('minute_close', 120)") == 0
+    tables.execute("SELECT index_name, action FROM maintain_indexes()")
+    assert one(tables, "SELECT drop_old_partitions('minute_close', 120)") == 0
     for day in (
         "'2019-03-01'",
         "DATE '2019-04-01'",
         "DATE '2019-05-01' + (0 || ' months')::INTERVAL",
     ):
-        connection.execute(f"SELECT create_monthly_partition('minute_close', {day})")
+        tables.execute(f"SELECT create_monthly_partition('minute_close', {day})")
     assert (
         one(
-            connection,
+            tables,
             "SELECT count(*) FROM close_partitions('minute_close') "
             "WHERE upper_bound <= '2019-06-01 00:00+00'",
         )
         == 3
     )
-    connection.execute(
+    tables.execute(
         "INSERT INTO schema_migrations (version) VALUES ('001_initial_schema') "
         "ON CONFLICT (version) DO NOTHING"
     )
-    connection.execute(
+    tables.execute(
         "SELECT schemaname, tablename, size, inserts, updates, deletes, live_tuples "
         "FROM table_stats"
     )
 
 
 def test_the_two_partitions_that_the_seed_names_take_rows_by_table_and_by_name(
-    connection: psycopg.Connection,
+    tables: psycopg.Connection,
 ) -> None:
-    add_coins(connection, "bitcoin")
-    insert(connection, [seen_at("bitcoin", utc(2025, 1, 31, 23, 59))])
-    insert(connection, [seen_at("bitcoin", utc(2025, 2, 1))])
-    assert one(connection, "SELECT count(*) FROM minute_close_y2025m01") == 1
-    assert one(connection, "SELECT count(*) FROM minute_close_y2025m02") == 1
-    assert len(stored_hours(connection)) == 2
+    insert(tables, [seen_at("bitcoin", utc(2025, 1, 31, 23, 59))])
+    insert(tables, [seen_at("bitcoin", utc(2025, 2, 1))])
+    assert one(tables, "SELECT count(*) FROM minute_close_y2025m01") == 1
+    assert one(tables, "SELECT count(*) FROM minute_close_y2025m02") == 1
+    assert len(stored_hours(tables)) == 2
 
 
 def test_labels_are_aligned_in_utc_whatever_the_sessions_zone(
@@ -421,18 +421,15 @@ def test_labels_are_aligned_in_utc_whatever_the_sessions_zone(
             local_connection.execute(_close(timeframe).replace("06-01 00:00+00", "06-08 00:00"))
 
 
-def test_a_coin_with_closes_cannot_be_deleted(connection: psycopg.Connection) -> None:
-    add_coins(connection, "bitcoin")
-    ensure(connection, MONDAY_THE_FIRST)
-    insert(connection, [seen_at("bitcoin", MONDAY_THE_FIRST)])
-    with pytest.raises(psycopg.errors.ForeignKeyViolation):
-        connection.execute("DELETE FROM coin_priorities")
+def test_a_coin_with_closes_cannot_be_deleted(tables: psycopg.Connection) -> None:
+    insert(tables, [seen_at("bitcoin", MONDAY_THE_FIRST)])
+    with pytest.raises(psycopg.errors.ForeignKeyViolation), tables.transaction():
+        tables.execute("DELETE FROM coin_priorities")
 
 
-def test_every_query_that_the_documentation_offers_runs(connection: psycopg.Connection) -> None:
+def test_every_query_that_the_documentation_offers_runs(tables: psycopg.Connection) -> None:
     page = (Path(__file__).parents[2] / "docs" / "schema.md").read_text("utf-8")
     queries = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
     assert len(queries) >= 7
-    add_coins(connection, "bitcoin")
     for query in queries:
-        connection.execute(query)
+        tables.execute(query)
