@@ -15,7 +15,8 @@ import httpx
 from psycopg import Connection
 
 from pulseguard_assets.coingecko.client import CoinGecko, Limits, utc_now
-from pulseguard_assets.coingecko.plans import Plan, plan_for
+from pulseguard_assets.coingecko.plans import Plan
+from pulseguard_assets.collecting.planning import plan_in_force
 from pulseguard_assets.settings import Settings
 from pulseguard_assets.warehouse.connection import DatabaseUnavailable, connect
 from pulseguard_assets.warehouse.embedded import running_dsn
@@ -48,12 +49,7 @@ class Platform:
     @cached_property
     def plan(self) -> Plan:
         """The provider's plan with the figures in force."""
-        return plan_for(
-            self.settings.plan,
-            calls_per_minute=self.settings.calls_per_minute,
-            credits_per_month=self.settings.credits_per_month,
-            history_days=self.settings.history_days,
-        )
+        return plan_in_force(self.settings)
 
     @cached_property
     def ledger(self) -> Ledger:
