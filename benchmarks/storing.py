@@ -4,9 +4,11 @@
 * `copy`: a bare COPY of the same rows into the same table in a database of its own, from which the
   rollup's triggers were dropped. (Switched off they would still make PostgreSQL write row by row.)
 * `seed`: the same COPY with the seed design's row trigger, repaired just enough to run, in a
-  database of its own. Its tables have the same columns, keys, checks and indexes as ours; their
-  storage is PostgreSQL's default, as in the seed. `seed, our storage` gives it our fillfactor too,
-  which is the part of the gain that comes from heap-only updates.
+  database of its own. The columns, foreign keys and checks are ours, so that both store the same;
+  keys, indexes and storage are the seed's: a primary key and an index beside it on the same
+  columns, a B-tree for every index, full pages.
+* `seed's trigger`: the same trigger on our keys, indexes and storage too. What is left is the gain
+  of the merge alone.
 
 Every way stores the same hour of minutes in the same order. The first two minutes of each round
 are not counted: they make the hour's rows instead of merging into them.
@@ -35,6 +37,16 @@ from pulseguard_assets.warehouse.statements import copy_frame
 HOUR = datetime(2026, 11, 10, 10, tzinfo=timezone.utc)
 ROUNDS, MINUTES, UNCOUNTED = 4, 10, 2
 
+# The keys and indexes of the seed in place of ours, and PostgreSQL's default storage. Without
+# now() in a predicate and without CONCURRENTLY, which PostgreSQL refuses here.
+_SEED_STORAGE = """
+DROP INDEX idx_{table}_time, idx_recent_{table};
+ALTER TABLE {table} DROP CONSTRAINT idx_{table}_coin_time, ADD PRIMARY KEY (coin_id, {label});
+CREATE INDEX idx_{table}_coin_time ON {table} (coin_id, {label} DESC);
+CREATE INDEX idx_{table}_time ON {table} ({label} DESC);
+CREATE INDEX idx_recent_{table} ON {table} ({label} DESC, coin_id);
+ALTER TABLE {table}_y2026m11 RESET (fillfactor);
+"""
 _SEED_TRIGGER = """
 CREATE FUNCTION seed_aggregate_to_hourly() RETURNS TRIGGER AS $$
 DECLARE
@@ -70,10 +82,10 @@ class Storing:
     """Medians of one size, in milliseconds, and what they come to."""
 
     coins: int
-    copy_ms: float
     put_ms: float
+    copy_ms: float
     seed_ms: float
-    seed_our_storage_ms: float
+    seed_trigger_ms: float
 
     @property
     def put_to_copy(self) -> float:
@@ -82,17 +94,25 @@ class Storing:
 
     @property
     def seed_to_put(self) -> float:
-        """How many times the rows per second of the seed's trigger."""
+        """How many times the rows per second of the seed."""
         return self.seed_ms / self.put_ms
 
     @property
-    def seed_our_storage_to_put(self) -> float:
-        """The same, had the seed chosen our fillfactor."""
-        return self.seed_our_storage_ms / self.put_ms
+    def seed_trigger_to_put(self) -> float:
+        """The same, of the seed's trigger on our tables."""
+        return self.seed_trigger_ms / self.put_ms
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to store a minute: where, and how."""
+
+    connection: Connection
+    store: Callable[[Connection, pl.DataFrame], None]
 
 
 def measure(sizes: tuple[int, ...] = (18_000, 1_000)) -> list[Storing]:
-    """Measure all three ways at each size (coins)."""
+    """Measure all ways at each size (coins)."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         with EmbeddedPostgres(Path(folder)) as dsn:
@@ -101,31 +121,32 @@ def measure(sizes: tuple[int, ...] = (18_000, 1_000)) -> list[Storing]:
 
 def _measure(dsn: str, coins: int) -> Storing:
     ids = _ids(coins)
-    ours = _database(dsn, f"ours_{coins}", ids)
-    bare, seed = (_bare(_database(dsn, f"{name}_{coins}", ids)) for name in ("bare", "seed"))
-    seed.execute(_SEED_TRIGGER)
-    ways: dict[str, Callable[[pl.DataFrame], None]] = {
-        "copy": lambda frame: _copy(bare, frame),
-        "put": lambda frame: _put(ours, frame),
-        "seed": lambda frame: _copy(seed, frame),
-        "seed, our storage": lambda frame: _copy(seed, frame),
+    ways = {
+        "put": _Way(_database(dsn, f"put_{coins}", ids), _put),
+        "copy": _Way(_without_triggers(_database(dsn, f"copy_{coins}", ids)), _copy),
+        "seed": _Way(_as_the_seed_stores(_database(dsn, f"seed_{coins}", ids)), _copy),
+        "seed_trigger": _Way(
+            _without_triggers(_database(dsn, f"seed_trigger_{coins}", ids)), _copy
+        ),
     }
-    times: dict[str, list[float]] = {way: [] for way in ways}
+    for way in ("seed", "seed_trigger"):
+        ways[way].connection.execute(_SEED_TRIGGER)
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
-        for way, store in ways.items():
-            connection = {"copy": bare, "put": ours}.get(way, seed)
-            connection.execute("TRUNCATE minute_close, hourly_close")
-            connection.execute("VACUUM ANALYZE coin_priorities")
-            _fill(connection, 100 if way == "seed" else 45)
+        for name, way in ways.items():
+            way.connection.execute("TRUNCATE minute_close, hourly_close")
+            way.connection.execute("VACUUM ANALYZE coin_priorities")
             for minute in range(MINUTES):
                 frame = _minute(ids, minute)
                 begun = time.perf_counter()
-                store(frame)
+                way.store(way.connection, frame)
                 if minute >= UNCOUNTED:
-                    times[way].append((time.perf_counter() - begun) * 1000)
-    for connection in (ours, bare, seed):
-        connection.close()
-    return Storing(coins, *(statistics.median(times[way]) for way in ways))
+                    times[name].append((time.perf_counter() - begun) * 1000)
+    for way in ways.values():
+        way.connection.close()
+    return Storing(
+        coins, **{f"{name}_ms": statistics.median(taken) for name, taken in times.items()}
+    )
 
 
 def _put(connection: Connection, frame: pl.DataFrame) -> None:
@@ -139,7 +160,7 @@ def _copy(connection: Connection, frame: pl.DataFrame) -> None:
         copy_frame(connection, sql.Identifier("public", "minute_close"), frame)
 
 
-def _bare(connection: Connection) -> Connection:
+def _without_triggers(connection: Connection) -> Connection:
     """The database without our triggers on minutes."""
     triggers = connection.execute(
         "SELECT tgrelid::regclass::text, tgname FROM pg_trigger "
@@ -152,11 +173,11 @@ def _bare(connection: Connection) -> Connection:
     return connection
 
 
-def _fill(connection: Connection, fillfactor: int) -> None:
-    partition = sql.Identifier(f"hourly_close_y{HOUR:%Y}m{HOUR:%m}")
-    connection.execute(
-        sql.SQL("ALTER TABLE {} SET (fillfactor = {})").format(partition, sql.Literal(fillfactor))
-    )
+def _as_the_seed_stores(connection: Connection) -> Connection:
+    """The database without our triggers, and with the seed's keys, indexes and storage."""
+    for table, label in (("minute_close", "minute_ts"), ("hourly_close", "hour_ts")):
+        connection.execute(_SEED_STORAGE.format(table=table, label=label))
+    return _without_triggers(connection)
 
 
 def _database(dsn: str, name: str, ids: list[str]) -> Connection:

@@ -61,36 +61,43 @@ def put_minutes(
         psycopg.Error: nothing was stored, for a reason that lies in no row (a lock time-out, a
             lost connection, a full disk).
     """
-    ordered = minutes.match_to_schema(MINUTES_SCHEMA).sort("coin_id", "minute_ts")
-    if ordered.is_empty():
+    if minutes.is_empty():
         return Put(0, 0)
-    with connection.transaction():
-        # Before the first row, as every writer does: see lock_buckets() in sql/.
-        connection.execute(
-            "SELECT lock_buckets('hourly', %s, %s)", _span(ordered, fallback=now), prepare=False
-        )
+    ordered = _in_order(minutes)
+    first, last = _span(ordered, fallback=now)
+    if last <= now:
         try:
             with connection.transaction():
-                _refuse_future(ordered, now)
+                _lock_hours(connection, first, last)
                 copy_frame(connection, sql.Identifier("public", "minute_close"), ordered)
-        except (psycopg.IntegrityError, psycopg.DataError, _FutureMinute):
-            return _put_carefully(connection, ordered, now, collection_id)
-    return Put(stored=ordered.height, rejected=0)
+        except (psycopg.IntegrityError, psycopg.DataError):
+            pass  # Some row is faulty. The careful way says which, and keeps the others.
+        else:
+            return Put(stored=ordered.height, rejected=0)
+    with connection.transaction():
+        _lock_hours(connection, first, last)
+        return _put_carefully(connection, ordered, now, collection_id)
 
 
-class _FutureMinute(Exception):  # noqa: N818 - a turning, not an error
-    """Some minute lies after now: the one fault that no constraint can see."""
+def _lock_hours(connection: Connection, first: datetime, last: datetime) -> None:
+    # Before the first row, as every writer does: see lock_buckets() in sql/.
+    connection.execute("SELECT lock_buckets('hourly', %s, %s)", (first, last), prepare=False)
 
 
-def _refuse_future(minutes: pl.DataFrame, now: datetime) -> None:
-    if minutes.filter(pl.col("minute_ts") > now).height:
-        raise _FutureMinute
+def _in_order(minutes: pl.DataFrame) -> pl.DataFrame:
+    """By coin and minute; a poll's answer of one minute comes so, and needs only a look at it."""
+    minutes = minutes.match_to_schema(MINUTES_SCHEMA)
+    one_label = minutes["minute_ts"].n_unique() == 1
+    if one_label and minutes["coin_id"].is_sorted():
+        return minutes
+    return minutes.sort("coin_id", "minute_ts")
 
 
 def _span(minutes: pl.DataFrame, fallback: datetime) -> tuple[datetime, datetime]:
-    label = pl.col("minute_ts")
-    first, last = minutes.select(label.min().alias("first"), label.max().alias("last")).row(0)
-    return first or fallback, last or fallback
+    first, last = minutes["minute_ts"].min(), minutes["minute_ts"].max()
+    if isinstance(first, datetime) and isinstance(last, datetime):
+        return first, last
+    return fallback, fallback
 
 
 def _put_carefully(

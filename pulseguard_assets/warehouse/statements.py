@@ -6,6 +6,7 @@ Belongs here: the one way to do each. Does not: what any table means.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import polars as pl
@@ -28,9 +29,22 @@ def copy_frame(connection: Connection, table: sql.Identifier, frame: pl.DataFram
         table,
         sql.SQL(", ").join(map(sql.Identifier, frame.columns)),
     )
-    rows = frame.write_csv(include_header=False, datetime_format=_UTC).encode()
+    text = _same_times_as_text(frame).write_csv(include_header=False, datetime_format=_UTC)
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        copy.write(rows)
+        copy.write(text.encode())
+
+
+def _same_times_as_text(frame: pl.DataFrame) -> pl.DataFrame:
+    """A time that all rows share is spelled once: per row it takes longer than all the prices."""
+    texts = [
+        pl.lit(first.isoformat(" ")).alias(name)
+        for name, kind in frame.schema.items()
+        if isinstance(kind, pl.Datetime)
+        and isinstance(first := frame[name].min(), datetime)
+        and first == frame[name].max()
+        and frame[name].null_count() == 0
+    ]
+    return frame.with_columns(texts) if texts else frame
 
 
 def one_row(

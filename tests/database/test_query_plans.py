@@ -117,8 +117,13 @@ SERVED = [
     ),
     # By time alone: the newest and the oldest label, what is older than a period.
     (
-        "using idx_minute_close_time",
+        "using idx_recent_minute_close",
         "SELECT max(minute_ts) FROM minute_close WHERE minute_ts > %(last)s - interval '1 day'",
+    ),
+    (
+        "Bitmap Index Scan on idx_minute_close_time",
+        "SELECT coin_id, avg(market_cap_usd) FROM minute_close "
+        "WHERE minute_ts >= %(last)s - interval '12 minutes' GROUP BY coin_id",
     ),
     (
         "using idx_hourly_close_time",

@@ -56,6 +56,7 @@ SEED_INDEXES = {
         for t in TIMEFRAMES
     },
     **{f"idx_{t.table}_time": f"{t.table} USING btree ({t.label} DESC)" for t in TIMEFRAMES},
+    "idx_minute_close_time": "minute_close USING brin (minute_ts)",
 }
 MONDAY_THE_FIRST = utc(2026, 6, 1)  # aligned at every width at once
 
