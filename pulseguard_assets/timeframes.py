@@ -7,7 +7,7 @@ Does not: how a close is stored or rolled up. Those rules live in `sql/`, once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 
 @dataclass(frozen=True)
@@ -41,3 +41,39 @@ WEEKLY = Timeframe("weekly", "week_ts", "daily", timedelta(weeks=52))
 MONTHLY = Timeframe("monthly", "month_ts", "daily", None)
 
 TIMEFRAMES = (MINUTE, HOURLY, DAILY, WEEKLY, MONTHLY)
+
+
+def timeframe_named(name: str) -> Timeframe:
+    """The timeframe of a name such as `daily`.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return {timeframe.name: timeframe for timeframe in TIMEFRAMES}[name]
+
+
+def bucket_start(timeframe: Timeframe, instant: datetime) -> datetime:
+    """The label of the bucket that holds an instant (aware), in UTC.
+
+    The same rule stands in `sql/` as bucket_start(); a test holds the two together.
+    """
+    minute = instant.astimezone(timezone.utc).replace(second=0, microsecond=0)
+    if timeframe is MINUTE:
+        return minute
+    hour = minute.replace(minute=0)
+    if timeframe is HOURLY:
+        return hour
+    day = hour.replace(hour=0)
+    if timeframe is DAILY:
+        return day
+    if timeframe is WEEKLY:
+        return day - timedelta(days=day.weekday())
+    return day.replace(day=1)
+
+
+def bucket_end(timeframe: Timeframe, instant: datetime) -> datetime:
+    """The first instant after the bucket that holds an instant, which is the next label."""
+    longest = {"minute": 1, "hourly": 60, "daily": 1440, "weekly": 7 * 1440, "monthly": 31 * 1440}
+    label = bucket_start(timeframe, instant)
+    # A shorter month's next label, too, lies less than a month after 31 days.
+    return bucket_start(timeframe, label + timedelta(minutes=longest[timeframe.name]))
