@@ -10,17 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from psycopg import Connection
 
 from pulseguard_assets.coingecko.client import CoinGecko, Limits, utc_now
 from pulseguard_assets.coingecko.plans import Plan
+from pulseguard_assets.collecting.errors import CollectingError
 from pulseguard_assets.collecting.planning import plan_in_force
 from pulseguard_assets.settings import Settings
 from pulseguard_assets.warehouse.connection import DatabaseUnavailable, connect
 from pulseguard_assets.warehouse.embedded import running_dsn
-from pulseguard_assets.warehouse.ledger import Ledger
+from pulseguard_assets.warehouse.ledger import Ledger, Reservation
+
+if TYPE_CHECKING:
+    from pulseguard_assets.collecting.budget import Allowance
 
 # Dagster cuts a tick at 60 s. A tick begins no call after 25 s, and no call lasts longer than
 # these limits: 25 + 12 + 6 s leaves room for the database.
@@ -28,6 +33,45 @@ TICK_BUDGET = timedelta(seconds=25)
 _CALL_LIMITS = Limits(connect_seconds=5, read_seconds=6, total_seconds=12)
 # A writer that waits longer than this for another has met something stuck.
 _LOCK_TIMEOUT = timedelta(seconds=10)
+
+
+class NoCallsForHistory(CollectingError):  # noqa: N818 - reads as what it says
+    """The polls need every call a minute that the plan gives."""
+
+
+class _HistoryLedger(Ledger):
+    """Keeps to an allowance, and to its month: the next month's credits are the polls' first."""
+
+    def __init__(self, connect: Callable[[], Connection], allowance: Allowance) -> None:
+        super().__init__(
+            connect,
+            calls_per_minute=allowance.calls_per_minute,
+            credits_per_month=allowance.credits_per_month,
+        )
+        self._month_end = allowance.month_end
+
+    def reserve(self, endpoint: str, now: datetime) -> Reservation:
+        if self._month_end is not None and now >= self._month_end:
+            return Reservation(None, None, "credits", 0, 0)
+        return super().reserve(endpoint, now)
+
+
+class HistoryProvider(CoinGecko):
+    """The client that history is asked of. Closing it closes its ledger too."""
+
+    def __init__(self, ledger: Ledger, **options: Any) -> None:
+        super().__init__(ledger=ledger, **options)
+        self._own_ledger = ledger
+
+    @property
+    def granted(self) -> int:
+        """Calls granted so far, retries included: what was spent."""
+        return self._own_ledger.granted
+
+    def close(self) -> None:
+        """Close the connections to both sides. The client cannot be used afterwards."""
+        super().close()
+        self._own_ledger.close()
 
 
 @dataclass(frozen=True)
@@ -55,27 +99,50 @@ class Platform:
     def ledger(self) -> Ledger:
         """The ledger, keeping to the plan's calls a minute and its credits less the reserve."""
         credits = self.plan.credits_per_month
-        kept = 1 - self.settings.reserve_percent / 100
+        allowed = None
+        if credits is not None:
+            allowed = int(credits * (1 - self.settings.reserve_percent / 100))
         return Ledger(
             self.connect,
             calls_per_minute=self.plan.calls_per_minute,
-            credits_per_month=None if credits is None else int(credits * kept),
+            credits_per_month=allowed,
+            credits_reserved=0 if credits is None or allowed is None else credits - allowed,
         )
 
     @cached_property
     def provider(self) -> CoinGecko:
         """The client; one for the process, so that connections are kept."""
+        return CoinGecko(ledger=self.ledger, limits=_CALL_LIMITS, **self._client_options)
+
+    def history_provider(self, allowance: Allowance) -> HistoryProvider:
+        """A client of its own for history, which keeps to `allowance`; the caller closes it.
+
+        Its calls are counted with all others. It is refused a call while the polls need it, and
+        for good (`CreditsExhausted`) when the allowance is spent or its month is over.
+
+        Raises:
+            NoCallsForHistory: the plan leaves no call a minute beside the polls.
+        """
+        if allowance.calls_per_minute < 1:
+            raise NoCallsForHistory(
+                f"The {self.plan.calls_per_minute} calls a minute of the plan {self.plan.name!r} "
+                "are all needed by the polls, so nothing can be taken from history. Use a larger "
+                "plan (PULSEGUARD_PLAN), or correct PULSEGUARD_CALLS_PER_MINUTE."
+            )
+        ledger = _HistoryLedger(self.connect, allowance)
+        return HistoryProvider(ledger, **self._client_options)
+
+    @property
+    def _client_options(self) -> dict[str, Any]:
         key = self.settings.api_key
-        return CoinGecko(
-            plan=self.plan,
-            ledger=self.ledger,
-            base_url=self.settings.base_url,
-            api_key=None if key is None else key.get_secret_value(),
-            clock=self.clock,
-            sleep=self.sleep,
-            transport=self.transport,
-            limits=_CALL_LIMITS,
-        )
+        return {
+            "plan": self.plan,
+            "base_url": self.settings.base_url,
+            "api_key": None if key is None else key.get_secret_value(),
+            "clock": self.clock,
+            "sleep": self.sleep,
+            "transport": self.transport,
+        }
 
     def connect(self) -> Connection:
         """A new autocommit connection to the warehouse.

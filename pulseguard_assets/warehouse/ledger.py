@@ -1,14 +1,14 @@
 """The ledger of calls to the provider, kept in PostgreSQL for all processes together.
 
-Belongs here: the calls of `reserve_api_call()` and `settle_api_call()`. Does not: any plan; the
-figures to keep to are given by whoever makes the ledger.
+Belongs here: the calls of `reserve_api_call()` and `settle_api_call()`, and what they have counted.
+Does not: any plan; the figures to keep to are given by whoever makes the ledger.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 import psycopg
@@ -36,6 +36,21 @@ class Reservation(NamedTuple):
     credits_left_this_month: int | None
 
 
+def spent_this_month(connection: Connection, now: datetime) -> int:
+    """Calls counted in the UTC month of `now` (aware), by the rule of `reserve_api_call()`.
+
+    Days to come are counted in, as there: a clock set back hands no credits out again.
+    """
+    month = now.astimezone(timezone.utc).date().replace(day=1)
+    statement = "SELECT coalesce(sum(total_calls), 0) FROM api_usage_stats WHERE date >= %s"
+    return int(one_row(connection, statement, (month,))[0])
+
+
+def release_reserve(connection: Connection, now: datetime) -> None:
+    """Let every process spend the plan's reserve in the UTC month of `now`."""
+    connection.execute("SELECT release_reserve(%s)", (now,))
+
+
 class Ledger:
     """Reserves and settles calls by one short statement each; safe to share between threads.
 
@@ -49,6 +64,7 @@ class Ledger:
         *,
         calls_per_minute: int,
         credits_per_month: int | None,
+        credits_reserved: int = 0,
     ) -> None:
         """Make a ledger that keeps to these figures.
 
@@ -57,10 +73,12 @@ class Ledger:
                 connection was lost.
             calls_per_minute: most calls within any 60 seconds.
             credits_per_month: most calls within a UTC month; None for no limit.
+            credits_reserved: how many more in a month whose reserve was released.
         """
         self._connect = connect
         self._calls_per_minute = calls_per_minute
         self._credits_per_month = credits_per_month
+        self._credits_reserved = credits_reserved
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._granted = 0
@@ -78,8 +96,14 @@ class Ledger:
         """
         row = self._execute(
             "SELECT call_id, next_free_at, refusal, calls_left_this_minute, "
-            "credits_left_this_month FROM reserve_api_call(%s, %s, %s, %s)",
-            (endpoint, now, self._calls_per_minute, self._credits_per_month),
+            "credits_left_this_month FROM reserve_api_call(%s, %s, %s, %s, %s)",
+            (
+                endpoint,
+                now,
+                self._calls_per_minute,
+                self._credits_per_month,
+                self._credits_reserved,
+            ),
         )
         reservation = Reservation(*row)
         if reservation.call_id is not None:

@@ -392,3 +392,23 @@ def test_a_call_that_somebody_settles_just_now_is_not_abandoned_and_not_waited_f
         assert settle(other, calls[1].call_id)
     assert one(connection, abandoned, (later,)) == 0
     assert usage(connection)[NOW.date()][:4] == (3, 1, 2, 0)
+
+
+def test_a_released_reserve_is_everybodys_for_that_month_only(ledger: psycopg.Connection) -> None:
+    def asked(now: datetime) -> Reservation:
+        row = ledger.execute(
+            "SELECT * FROM reserve_api_call('/ping', %s, 30, 2, 1)", (now,)
+        ).fetchone()
+        assert row is not None
+        return Reservation(*row)
+
+    june, july = NOW, NOW + timedelta(days=1)
+    assert [asked(june).credits_left for _ in range(2)] == [1, 0]
+    assert asked(june).refusal == "credits"
+
+    ledger.execute("SELECT release_reserve(%s)", (june,))
+    assert asked(june).credits_left == 0
+    assert asked(june).refusal == "credits"
+
+    assert [asked(july).credits_left for _ in range(2)] == [1, 0]
+    assert asked(july).refusal == "credits"
