@@ -69,10 +69,10 @@ class Observation:
             object.__setattr__(self, "created_at", self.minute_ts + timedelta(seconds=7))
 
     @property
-    def order(self) -> tuple[datetime, datetime]:
+    def order(self) -> tuple[datetime, bool, datetime]:
         """What decides which of two observations is later."""
         assert self.created_at is not None
-        return self.minute_ts, self.created_at
+        return self.minute_ts, self.source != "history", self.created_at
 
     @property
     def values(self) -> tuple[Any, ...]:

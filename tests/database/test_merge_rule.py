@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,11 +16,13 @@ from closes_support import (
     Closes,
     Observation,
     add_coins,
+    bucket,
     clean_up,
     copy,
     correct,
     ensure,
     everything,
+    evidence_of,
     expected,
     insert,
     one,
@@ -33,8 +39,9 @@ from closes_support import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg import sql
 
-from pulseguard_assets.timeframes import HOURLY, MINUTE, TIMEFRAMES
+from pulseguard_assets.timeframes import DAILY, HOURLY, MINUTE, TIMEFRAMES, Timeframe
 
 COINS = ("bitcoin", "ether", "tiny")
 # Two hours of the old year and one of the new: hour, day, ISO week 53, month and year end inside.
@@ -75,15 +82,25 @@ def at(number: int, price: int = 1, coin: str = "bitcoin", late: int = 0) -> Obs
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[Observation]:
-    """Observations with instants of recording that differ, and some columns missing."""
+    """Observations with instants of recording that differ, and some columns missing.
+
+    Of a coin and minute at most one is a point of history: the provider has one past.
+    """
     made = []
+    past = set()
     for number in range(draw(st.integers(1, 14))):
         when = draw(st.sampled_from(MINUTES))
         delay = draw(st.sampled_from([0, 5, 40, 3600, 86_400]))
         price = Decimal(draw(st.sampled_from(["2.264e-09", "1e-12", "1", "67187.3358"])))
+        coin = draw(st.sampled_from(COINS))
+        source = draw(st.sampled_from(["live", "correction", "history"]))
+        if source == "history" and (coin, when) in past:
+            continue
+        if source == "history":
+            past.add((coin, when))
         made.append(
             Observation(
-                draw(st.sampled_from(COINS)),
+                coin,
                 when,
                 price,
                 draw(st.none() | st.just(price * 19)),
@@ -91,7 +108,7 @@ def streams(draw: st.DrawFn) -> list[Observation]:
                 draw(st.none() | st.integers(1, 9)),
                 when + timedelta(seconds=7 + delay, microseconds=number),
                 draw(st.none() | st.just(when)),
-                draw(st.sampled_from(["live", "correction"])),
+                source,
             )
         )
     return made
@@ -120,19 +137,21 @@ def deliver(connection: psycopg.Connection, kind: str, batch: list[Observation])
     elif kind == "insert" and len(batch) == 1:
         (seen,) = batch
         # An UPDATE by hand obeys no order, so only a later one is the same as a put.
-        if (
-            seen.created_at is not None
-            and there[(seen.coin_id, seen.minute_ts)][4] <= seen.created_at
-        ):
+        values = there[(seen.coin_id, seen.minute_ts)]
+        if (seen.minute_ts, values[6] != "history", values[4]) <= seen.order:
             correct(connection, seen)
     else:
         put(connection, batch)
 
 
+def _order(close: tuple[Any, ...]) -> tuple[Any, ...]:
+    return close[-2], close[6] != "history", close[4]
+
+
 def assert_never_back(before: Closes, after: Closes) -> None:
     for key, old in before.items():
         new = after[key]
-        assert (new[-2], new[4]) >= (old[-2], old[4])
+        assert _order(new) >= _order(old)
         assert new[-1] & old[-1] == old[-1]
 
 
@@ -252,6 +271,94 @@ def test_all_sixty_minutes_fill_the_evidence(closes: psycopg.Connection) -> None
     for number in reversed(range(60)):
         insert(closes, [at(number, number + 1)])
     assert the_hour(closes) == (60, minute(59), (1 << 60) - 1)
+
+
+# -- history ---------------------------------------------------------------------------------------
+
+
+def merge_point(connection: psycopg.Connection, timeframe: Timeframe, point: Observation) -> int:
+    """Merge an observation into a rollup without a minute, as a point of history comes."""
+    label = bucket(timeframe, point.minute_ts)
+    incoming = sql.SQL(
+        "SELECT {}::text AS coin_id, {}::timestamptz AS label, {}::numeric AS price_usd, "
+        "{}::numeric AS market_cap_usd, {}::numeric AS volume_24h_usd, {}::integer AS coin_rank, "
+        "{}::timestamptz AS created_at, {}::timestamptz AS provider_ts, {}::text AS source, "
+        "{}::timestamptz AS close_ts, {}::bigint AS seen"
+    ).format(
+        *(
+            sql.Literal(value)
+            for value in (
+                point.coin_id,
+                label,
+                *point.values,
+                point.minute_ts,
+                evidence_of(timeframe, point.minute_ts),
+            )
+        )
+    )
+    statement = one(
+        connection,
+        "SELECT merge_statement(%s, %s, %s, %s)",
+        (timeframe.name, incoming.as_string(connection), label, label),
+    )
+    return connection.execute(statement).rowcount
+
+
+LIVE = at(55, 1)
+POINT = replace(at(55, 2, late=7200), source="history", coin_rank=None)
+OLDER, LATER = at(54, 3, late=9000), at(56, 4)
+PAST_STEPS: dict[str, Callable[[psycopg.Connection], object]] = {
+    "live": lambda c: put(c, [LIVE]),
+    "older": lambda c: put(c, [OLDER]),
+    "history as a minute": lambda c: put(c, [POINT]),
+    "history into the hour": lambda c: merge_point(c, HOURLY, POINT),
+    "history into the day": lambda c: merge_point(c, DAILY, POINT),
+    "roll-ups": roll_up_all,
+}
+
+
+@pytest.mark.parametrize("last", [[], [LATER]], ids=["", "a later minute"])
+def test_it_does_not_matter_whether_history_or_a_delayed_live_row_arrives_first(
+    closes: psycopg.Connection, last: list[Observation]
+) -> None:
+    stream = [LIVE, OLDER, POINT, *last]
+    put(closes, last)
+    orders = random.Random(1).sample(list(itertools.permutations(PAST_STEPS)), 25)
+    for names in orders:
+        with closes.transaction(force_rollback=True):
+            for name in names:
+                PAST_STEPS[name](closes)
+            roll_up_all(closes)
+            for timeframe in TIMEFRAMES:
+                assert stored(closes, timeframe) == expected(timeframe, stream), names
+            for name in names:
+                assert PAST_STEPS[name](closes) in (0, (0, 0)), (names, name)
+
+
+def test_a_point_of_history_closes_a_bucket_that_nobody_saw_and_loses_to_who_did(
+    closes: psycopg.Connection,
+) -> None:
+    assert merge_point(closes, HOURLY, POINT) == 1
+    assert the_hour(closes) == (2, minute(55), 1 << 55)
+    insert(closes, [OLDER])
+    assert the_hour(closes) == (2, minute(55), 0b11 << 54)
+    insert(closes, [LIVE])
+    assert the_hour(closes) == (1, minute(55), 0b11 << 54)
+    assert merge_point(closes, HOURLY, POINT) == 0
+    again = replace(POINT, created_at=HOUR + timedelta(days=9))
+    assert merge_point(closes, HOURLY, again) == 0
+    assert the_hour(closes)[0] == 1
+
+
+def test_of_two_points_of_a_minute_the_later_recorded_closes_the_bucket(
+    closes: psycopg.Connection,
+) -> None:
+    later = replace(POINT, price_usd=Decimal(9), created_at=HOUR + timedelta(days=1))
+    for first, second in ((POINT, later), (later, POINT)):
+        with closes.transaction(force_rollback=True):
+            merge_point(closes, HOURLY, first)
+            merge_point(closes, HOURLY, second)
+            assert the_hour(closes)[0] == 9
 
 
 # -- every kind of statement -----------------------------------------------------------------------

@@ -196,6 +196,33 @@ def test_a_point_of_history_never_replaces_another(closes: psycopg.Connection) -
     assert stored(closes, MINUTE) == expected(MINUTE, [live])
 
 
+@pytest.mark.parametrize("source", ["live", "correction"])
+@pytest.mark.parametrize("recorded", [-3600, 0, 3600])
+def test_what_was_seen_replaces_a_point_of_history_whenever_it_was_recorded(
+    closes: psycopg.Connection, source: str, recorded: int
+) -> None:
+    point = replace(GOOD, price_usd=Decimal(9), coin_rank=None, source="history")
+    assert point.created_at is not None
+    seen = replace(GOOD, source=source, created_at=point.created_at + timedelta(seconds=recorded))
+    for batches in ([[point], [seen]], [[seen], [point]], [[point, seen]], [[seen, point]]):
+        with closes.transaction(force_rollback=True):
+            for batch in batches:
+                put(closes, batch)
+            assert stored(closes, MINUTE) == expected(MINUTE, [seen])
+            assert stored_hours(closes) == expected(HOURLY, [seen])
+            assert put(closes, [point, seen]) == (0, 0)
+
+
+def test_of_two_points_of_history_in_one_batch_the_later_recorded_is_stored(
+    closes: psycopg.Connection,
+) -> None:
+    point = replace(GOOD, source="history")
+    assert point.created_at is not None
+    later = replace(point, price_usd=Decimal(9), created_at=point.created_at + timedelta(seconds=1))
+    assert put(closes, [later, point]) == (1, 0)
+    assert stored(closes, MINUTE) == expected(MINUTE, [later])
+
+
 def test_a_correction_replaces_and_an_earlier_delivery_does_not_come_back(
     closes: psycopg.Connection,
 ) -> None:

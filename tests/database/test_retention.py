@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import psycopg
@@ -31,11 +32,20 @@ from closes_support import (
     stored,
     undone,
     utc,
+    wait_until_blocked,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pulseguard_assets.timeframes import DAILY, HOURLY, MINUTE, MONTHLY, TIMEFRAMES, WEEKLY
+from pulseguard_assets.timeframes import (
+    DAILY,
+    HOURLY,
+    MINUTE,
+    MONTHLY,
+    TIMEFRAMES,
+    WEEKLY,
+    Timeframe,
+)
 from pulseguard_assets.warehouse.connection import connect
 
 COINS = ("bitcoin", "ether")
@@ -251,6 +261,19 @@ def write(connection: psycopg.Connection, table: str, label: str, **columns: obj
             },
             False,
         ),
+        (
+            {
+                "seen": 1 << 5,
+                "close_ts": utc(2026, 6, 1, 10, 5),
+                "created_at": utc(2027, 1, 1),
+                "source": "history",
+            },
+            False,
+        ),
+        (
+            {"seen": 1 << 5, "close_ts": utc(2026, 6, 1, 10, 6), "source": "history"},
+            True,
+        ),
         (None, False),
     ],
     ids=[
@@ -260,6 +283,8 @@ def write(connection: psycopg.Connection, table: str, label: str, **columns: obj
         "older minute",
         "close of the label",
         "recorded earlier",
+        "history of the same minute",
+        "history of a later minute",
         "no parent",
     ],
 )
@@ -444,6 +469,274 @@ def test_no_reader_waits_for_a_cleanup(connection: psycopg.Connection, database:
     ):
         assert clean_up(cleaner, NOW)["minute_close"] > 0
         assert everything(reader) == before
+
+
+# -- set by set ------------------------------------------------------------------------------------
+
+MANY = [f"coin-{number:02}" for number in range(50)]
+# So few that the others are proven by their parents alone.
+FEW = st.sampled_from(MANY[:2])
+DAMAGE = [
+    "seen = 0",
+    "seen = seen & ~(1::bigint << 3)",
+    "close_ts = NULL",
+    "seen = 127, close_ts = NULL",
+    "close_ts = close_ts - interval '1 minute'",
+    "created_at = created_at - interval '1 second'",
+    "source = 'history'",
+    "created_at = created_at + interval '1 day'",
+    "coin_id = 'bitcoin'",
+]
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    timeframe=st.sampled_from([MINUTE, HOURLY, DAILY]),
+    left_out=st.lists(st.tuples(FEW, st.integers(0, 6)), max_size=3),
+    gone=st.lists(st.tuples(FEW, st.integers(0, 6)), max_size=3),
+    damage=st.lists(st.tuples(FEW, st.sampled_from(DAMAGE), st.booleans()), max_size=3),
+    history=st.booleans(),
+)
+@example(MINUTE, [], [], [(MANY[0], "seen = seen & ~(1::bigint << 3)", False)], False)
+@example(MINUTE, [], [(MANY[0], 6)], [(MANY[0], "close_ts = NULL", False)], False)
+@example(HOURLY, [(MANY[0], 6)], [], [(MANY[0], "seen = 127, close_ts = NULL", False)], False)
+@example(DAILY, [], [], [(MANY[0], "close_ts = NULL", True)], True)
+def test_all_rows_of_a_bucket_go_at_once_exactly_when_each_of_them_is_dominated(
+    closes: psycopg.Connection,
+    timeframe: Timeframe,
+    left_out: list[tuple[str, int]],
+    gone: list[tuple[str, int]],
+    damage: list[tuple[str, str, bool]],
+    history: bool,
+) -> None:
+    step = {"minute": 1, "hourly": 60, "daily": 1440}[timeframe.name]
+    parents = [parent for parent in TIMEFRAMES if parent.child == timeframe.name]
+    stream = [
+        seen_at(
+            coin,
+            FIRST + timedelta(minutes=step * number),
+            number + 1,
+            source="history" if history else "live",
+        )
+        for coin in MANY
+        for number in (0, 1, 2, 3, 5, 6)
+        if (coin, number) not in left_out
+    ]
+    with closes.transaction(force_rollback=True):
+        add_coins(closes, *MANY)
+        copy(closes, stream)
+        roll_up_all(closes)
+        for coin, assignment, the_last in damage:
+            parent = parents[-1 if the_last else 0]
+            closes.execute(
+                f"UPDATE {parent.table} SET {assignment} WHERE coin_id = %s AND NOT EXISTS "
+                f"(SELECT FROM {parent.table} WHERE coin_id = 'bitcoin')",
+                (coin,),
+            )
+        blocking = one(closes, "SELECT undominated_rows(%s, %s)", (timeframe.name, timeframe.table))
+        rows = len(stored(closes, timeframe))
+        labels = one(closes, "SELECT stored_labels(%s, %s, %s)", (timeframe.name, FIRST, NOW))
+        assert labels == sorted({label for _, label in stored(closes, timeframe)})
+        deleted = one(closes, "SELECT delete_proven(%s, %s)", (timeframe.name, labels))
+        assert deleted == (0 if blocking else rows)
+
+
+def test_one_row_without_proof_keeps_no_other_from_going(
+    closes: psycopg.Connection, warnings: list[str]
+) -> None:
+    add_coins(closes, *MANY)
+    copy(closes, [seen_at(coin, FIRST + timedelta(minutes=m)) for coin in MANY for m in (1, 2, 61)])
+    roll_up_all(closes)
+    # Of one minute the parent cannot be made to carry the evidence.
+    closes.execute(
+        "CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN NEW.seen := 0; RETURN NEW; END $$;"
+        "CREATE TRIGGER forget BEFORE UPDATE ON hourly_close FOR EACH ROW "
+        "WHEN (NEW.coin_id = 'coin-07') EXECUTE FUNCTION forget();"
+    )
+    closes.execute(
+        "UPDATE hourly_close SET seen = 0 WHERE coin_id = 'coin-07' AND hour_ts = %s", (FIRST,)
+    )
+    with closes.transaction(force_rollback=True):
+        closes.execute("UPDATE retention_policy SET keep = NULL WHERE table_name = 'hourly_close'")
+        assert clean_up(closes, NOW)["minute_close"] == 3 * len(MANY) - 2
+        assert {coin for coin, _ in stored(closes, MINUTE)} == {"coin-07"}
+    assert ["2 rows of minute_close" in message for message in warnings] == [True]
+
+
+def _stop_before_deleting(connection: psycopg.Connection) -> None:
+    """Make a session called `stoppable` wait for lock 4711 where its cleanup deletes minutes."""
+    connection.execute(
+        """
+        CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM pg_advisory_lock_shared(4711);
+            PERFORM pg_advisory_unlock_shared(4711);
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER stop BEFORE DELETE ON minute_close FOR EACH STATEMENT
+        WHEN (current_setting('application_name') = 'stoppable') EXECUTE FUNCTION stop();
+        """
+    )
+
+
+def test_a_correction_does_not_slip_in_between_proof_and_deletion(
+    connection: psycopg.Connection, database: str
+) -> None:
+    first = [seen_at(coin, FIRST + timedelta(minutes=m)) for coin in COINS for m in (1, 59)]
+    copy(connection, first)
+    _stop_before_deleting(connection)
+    corrected = [seen_at(COINS[0], FIRST + timedelta(minutes=59), 9, created_at=NOW)]
+    with (
+        connect(database, application_name="stoppable") as cleaner,
+        connect(database) as writer,
+    ):
+        connection.execute("SELECT pg_advisory_lock(4711)")
+        cleaning = Background(lambda: clean_up(cleaner, NOW))
+        wait_until_blocked(connection, cleaner)
+        correcting = Background(lambda: put(writer, corrected))
+        wait_until_blocked(connection, writer)
+        connection.execute("SELECT pg_advisory_unlock(4711)")
+        assert cleaning.result()["minute_close"] == len(first)
+        assert correcting.result() == (1, 0)
+    assert clean_up(connection, NOW)["minute_close"] == 1
+    for timeframe in (WEEKLY, MONTHLY):
+        assert stored(connection, timeframe) == expected(timeframe, first + corrected)
+
+
+def test_a_row_that_passed_the_locks_by_between_proof_and_deletion_is_not_deleted(
+    connection: psycopg.Connection, database: str
+) -> None:
+    first = [seen_at(coin, FIRST + timedelta(minutes=m)) for coin in COINS for m in (1, 2, 59)]
+    copy(connection, first)
+    _stop_before_deleting(connection)
+    with connect(database, application_name="stoppable") as cleaner, connect(database) as hand:
+        connection.execute("SELECT pg_advisory_lock(4711)")
+        cleaning = Background(lambda: clean_up(cleaner, NOW))
+        wait_until_blocked(connection, cleaner)
+        hand.execute("INSERT INTO coin_priorities (coin_id) VALUES ('late')")
+        hand.execute(
+            "INSERT INTO minute_close_y2026m05 (coin_id, minute_ts, price_usd) "
+            "VALUES ('late', %(first)s + interval '2 minutes', 7), "
+            "('bitcoin', %(first)s + interval '3 minutes', 7)",
+            {"first": FIRST},
+        )
+        connection.execute("SELECT pg_advisory_unlock(4711)")
+        assert cleaning.result()["minute_close"] == len(first)
+    assert {coin for coin, _ in stored(connection, MINUTE)} == {"late", "bitcoin"}
+    clean_up(connection, NOW)
+    assert stored(connection, MINUTE) == {}
+    assert stored(connection, MONTHLY)[("late", utc(2026, 5, 1))][-1] == 1 << (FIRST.day - 1)
+
+
+# -- the audit -------------------------------------------------------------------------------------
+
+
+def audit(connection: psycopg.Connection) -> dict[tuple[str, str, datetime], tuple[int, int]]:
+    """Return (table, rollup, bucket) -> rows deleted that were in time, and that were late."""
+    rows = connection.execute(
+        "SELECT table_name, rollup, bucket, rows_deleted, rows_late FROM retention_audit"
+    )
+    return {(table, rollup, at): (deleted, late) for table, rollup, at, deleted, late in rows}
+
+
+def failures(connection: psycopg.Connection, now: datetime) -> list[tuple[object, ...]]:
+    statement = "SELECT * FROM retention_audit_failures(%s)"
+    return connection.execute(statement, (now,)).fetchall()
+
+
+def test_what_is_deleted_is_counted_by_the_bucket_that_carries_it(
+    closes: psycopg.Connection,
+) -> None:
+    sunday = utc(2026, 5, 31)
+    copy(
+        closes,
+        [
+            seen_at(coin, sunday + timedelta(hours=h, minutes=m))
+            for coin in COINS
+            for h in (22, 23, 24)
+            for m in (0, 30)
+        ],
+    )
+    clean_up(closes, sunday + timedelta(hours=24, minutes=15))
+    clean_up(closes, sunday + timedelta(hours=25))
+    clean_up(closes, sunday + timedelta(days=9))
+    assert audit(closes) == {
+        **{("minute_close", "hourly", sunday + timedelta(hours=h)): (4, 0) for h in (22, 23, 24)},
+        ("hourly_close", "daily", sunday): (4, 0),
+        ("hourly_close", "daily", sunday + timedelta(days=1)): (2, 0),
+        ("daily_close", "weekly", utc(2026, 5, 25)): (2, 0),
+        ("daily_close", "weekly", utc(2026, 6, 1)): (2, 0),
+        ("daily_close", "monthly", utc(2026, 5, 1)): (2, 0),
+        ("daily_close", "monthly", utc(2026, 6, 1)): (2, 0),
+    }
+    clean_up(closes, sunday + timedelta(days=38))
+    assert len(audit(closes)) > 0
+    clean_up(closes, sunday + timedelta(days=40))
+    assert audit(closes) == {}
+
+
+def test_the_audit_finds_nothing_however_late_rows_came_or_were_repeated(
+    closes: psycopg.Connection,
+) -> None:
+    observations = five_weeks()
+    by_hour = sorted(observations, key=lambda seen: seen.minute_ts)
+    for start in range(0, len(by_hour), 60):
+        batch = by_hour[start : start + 60]
+        put(closes, batch)
+        now = batch[-1].minute_ts + timedelta(hours=3)
+        clean_up(closes, now)
+        # The same minutes once more, as a point of history or a correction of what is gone.
+        put(closes, [replace(s, source="correction", created_at=now) for s in batch[:9]])
+        assert failures(closes, now) == []
+        clean_up(closes, now + timedelta(hours=1))
+        assert failures(closes, now + timedelta(hours=1)) == []
+    assert sum(late for _, late in audit(closes).values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("rollup", "after"),
+    [
+        (HOURLY, timedelta(hours=3)),
+        (DAILY, timedelta(days=2)),
+        (WEEKLY, timedelta(days=9)),
+        (MONTHLY, timedelta(days=9)),
+    ],
+)
+def test_evidence_that_is_less_than_what_was_deleted_is_reported(
+    closes: psycopg.Connection, rollup: Timeframe, after: timedelta
+) -> None:
+    now = FIRST + after
+    copy(closes, [seen_at(coin, FIRST + timedelta(minutes=m)) for coin in COINS for m in (0, 61)])
+    clean_up(closes, now)
+    assert rollup.child is not None
+    bucket = one(closes, "SELECT bucket_start(%s, %s)", (rollup.name, FIRST))
+    (count, _) = audit(closes)[(f"{rollup.child}_close", rollup.name, bucket)]
+    assert failures(closes, now) == []
+    closes.execute(
+        f"UPDATE {rollup.table} SET seen = seen & (seen - 1) "
+        f"WHERE coin_id = 'bitcoin' AND {rollup.label} = %s",
+        (bucket,),
+    )
+    told = (f"{rollup.child}_close", rollup.name, bucket, count, 0, count - 1)
+    assert failures(closes, now) == [told]
+    # What may itself be deleted is not there to be compared with.
+    if rollup.keep is not None:
+        assert failures(closes, bucket + rollup.keep + timedelta(minutes=1)) == []
+
+
+def test_rows_still_stored_do_not_vouch_for_those_deleted(closes: psycopg.Connection) -> None:
+    copy(closes, [seen_at("bitcoin", FIRST + timedelta(minutes=m)) for m in (0, 30)])
+    now = FIRST + timedelta(minutes=75)
+    assert clean_up(closes, now)["minute_close"] == 1
+    assert failures(closes, now) == []
+    closes.execute("UPDATE hourly_close SET seen = 1::bigint << 30")
+    assert failures(closes, now) == [("minute_close", "hourly", FIRST, 1, 1, 1)]
+    # A row that came late and was not merged yet vouches for nothing, and accuses nobody.
+    closes.execute("UPDATE hourly_close SET seen = 1")
+    assert failures(closes, now) == []
 
 
 # -- dropping partitions ---------------------------------------------------------------------------

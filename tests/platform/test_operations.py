@@ -373,7 +373,7 @@ def test_the_query_of_the_cleanup_finds_every_table(connection: psycopg.Connecti
     ("name", "cron", "assets"),
     [
         ("retention_cleanup_schedule", "*/15 * * * *", {"retention_cleanup"}),
-        ("maintenance_schedule", "30 0 * * *", {"maintenance", "dagster_housekeeping"}),
+        ("maintenance_schedule", "20 0 * * *", {"maintenance", "dagster_housekeeping"}),
     ],
 )
 def test_upkeep_is_scheduled_in_utc_and_on_by_default(
