@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import click
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from pulseguard_assets.alerts.errors import AlertsError
 from pulseguard_assets.coingecko.errors import ProviderError
 from pulseguard_assets.coingecko.planner import (
     PlanCannotPay,
@@ -52,6 +53,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Their messages are sentences for the user; a traceback would only hide them.
 KNOWN_ERRORS = (
     AddressUnusable,
+    AlertsError,
     ChildFailed,
     CollectingError,
     DatabaseUnavailable,
@@ -67,14 +69,29 @@ KNOWN_ERRORS = (
 EXIT_KNOWN_ERROR = 2
 
 # Name -> where it is, and its line in the help.
-_LOADED_WHEN_CALLED: Mapping[str, tuple[str, str]] = {
+LoadedWhenCalled = Mapping[str, tuple[str, str]]
+_OF_MAIN: LoadedWhenCalled = {
+    "alert-test": (
+        "pulseguard_assets.alerts.command:alert_test",
+        "Send a test message to each channel of alerts.",
+    ),
     "collect": (
         "pulseguard_assets.collecting.command:collect",
         "Collect once, without Dagster.",
     ),
+    "incidents": (
+        "pulseguard_assets.alerts.command:list_incidents",
+        "What is wrong now, and what to do about it.",
+    ),
     "simulate": (
         "pulseguard_assets.simulator.command:simulate",
         "Serve simulated prices over CoinGecko's API.",
+    ),
+}
+_OF_PLAN: LoadedWhenCalled = {
+    "backfill": (
+        "pulseguard_assets.collecting.plan_command:backfill",
+        "What taking closes of the past from history costs.",
     ),
 }
 
@@ -82,21 +99,25 @@ _LOADED_WHEN_CALLED: Mapping[str, tuple[str, str]] = {
 class Commands(click.Group):
     """A group whose commands end with a sentence and exit code 2 on known errors."""
 
+    def __init__(self, *args: Any, loaded_when_called: LoadedWhenCalled, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._loaded_when_called = loaded_when_called
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_LOADED_WHEN_CALLED})
+        return sorted({*super().list_commands(ctx), *self._loaded_when_called})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _LOADED_WHEN_CALLED:
+        if cmd_name in self._loaded_when_called:
             # Asked for by the help, which shows one line of it; a call goes on to the real one.
-            return click.Command(cmd_name, short_help=_LOADED_WHEN_CALLED[cmd_name][1])
+            return click.Command(cmd_name, short_help=self._loaded_when_called[cmd_name][1])
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
-        if name is not None and name in _LOADED_WHEN_CALLED:
-            command = _load(_LOADED_WHEN_CALLED[name][0])
+        if name is not None and name in self._loaded_when_called:
+            command = _load(self._loaded_when_called[name][0])
         return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -113,7 +134,11 @@ def _load(where: str) -> click.Command:
     return command
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    loaded_when_called=_OF_MAIN,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 def main() -> None:
     """Crypto prices, collected every minute into PostgreSQL, by Dagster.
 
@@ -201,17 +226,22 @@ def migrate_command() -> None:
     click.echo("The database is up to date.")
 
 
-@main.command("plan")
+@main.group("plan", cls=Commands, loaded_when_called=_OF_PLAN, invoke_without_command=True)
 @click.option("--plan", "plans", multiple=True, type=click.Choice(list(PLANS)), help="Repeatable.")
 @click.option(
     "--coins", multiple=True, type=click.IntRange(min=1), help="How many coins. Repeatable."
 )
-def plan_command(plans: tuple[str, ...], coins: tuple[int, ...]) -> None:
+@click.pass_context
+def plan_command(ctx: click.Context, plans: tuple[str, ...], coins: tuple[int, ...]) -> None:
     """How often a plan can poll, and how many calls that takes.
 
     Without options: for the settings in force. With --plan or --coins: for others, with the
     reserve in force; what is left out is then all plans, or 1,000, 5,000 and all coins.
     """
+    if ctx.invoked_subcommand is not None:
+        if plans or coins:
+            raise click.UsageError(f"Write --plan and --coins after `{ctx.invoked_subcommand}`.")
+        return
     settings = load_settings()
     if not plans and not coins:
         polling = polling_in_force(settings)

@@ -7,15 +7,17 @@ Does not: what a plan of the provider costs (`coingecko/plans.py`) or how long a
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date, timedelta
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from platformdirs import user_data_path
 from pydantic import (
@@ -234,13 +236,8 @@ def _base_url(given: Any) -> Any:
     if given is None:
         return None
     url = str(given).strip().rstrip("/")
-    try:
-        parts = urlsplit(url)
-        port_is_sane = parts.port is None or parts.port > 0
-    except ValueError:
-        parts, port_is_sane = urlsplit(""), False
-    plain = url.isascii() and url.isprintable() and " " not in url
-    if not (plain and port_is_sane and parts.scheme in ("http", "https") and parts.hostname):
+    parts = _web_address(url)
+    if parts is None:
         raise ValueError(
             "this is no address; write it with http:// or https:// and everything before "
             "/simple/price, for example http://127.0.0.1:8080/api/v3."
@@ -288,8 +285,101 @@ def _address(given: Any) -> str:
     return text
 
 
+def _alert_urls(given: Any) -> tuple[SecretStr, ...]:
+    parts = _split_urls(given) if isinstance(given, str) else list(given)
+    plain = [part.get_secret_value() if isinstance(part, SecretStr) else part for part in parts]
+    urls = [str(part).strip() for part in plain]
+    for position, url in enumerate(urls, start=1):
+        if not _is_alert_channel(url):
+            raise ValueError(
+                f"address {position}{_kind_of(url)} (not shown) is none that Apprise can send to; "
+                "write it as Apprise documents that service, for example "
+                "slack://tokenA/tokenB/tokenC or mailto://user:password@example.com, with special "
+                "characters in a password percent-encoded, and several separated by commas."
+            )
+    return tuple(SecretStr(url) for url in urls)
+
+
+def _split_urls(text: str) -> list[str]:
+    # An address may hold commas itself: mailto://...?to=me@example.com,you@example.com
+    parts = re.split(r"[\r\n]+|,(?=\s*(?:[A-Za-z][A-Za-z0-9+.-]*://|$))", text)
+    return [part for part in (part.strip().strip(",") for part in parts) if part]
+
+
+def _kind_of(url: str) -> str:
+    match = re.match(r"([A-Za-z0-9+.-]{1,20})://", url)
+    return f", {match[1].lower()}://," if match else ""
+
+
+def _is_alert_channel(url: str) -> bool:
+    if not re.fullmatch(r"[^\s\x00-\x1f]+", url):
+        return False
+    # Only here: most commands send nothing, and this takes as long as all other imports together.
+    import apprise
+
+    with _unheard("apprise"):
+        return apprise.Apprise.instantiate(url) is not None
+
+
+@contextmanager
+def _unheard(logger_name: str) -> Iterator[None]:
+    """Keep a library's log quiet: what it says of an address repeats parts of it."""
+    logger = logging.getLogger(logger_name)
+    nothing: Callable[[logging.LogRecord], bool] = lambda _: False  # noqa: E731
+    logger.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(nothing)
+
+
+def _reminder(given: Any) -> timedelta:
+    return given if isinstance(given, timedelta) else parse_duration(str(given))
+
+
+def _heartbeat_url(given: SecretStr | None) -> SecretStr | None:
+    if given is None:
+        return None
+    url = given.get_secret_value().strip()
+    if _web_address(url) is None:
+        raise ValueError(
+            "this (not shown) is no address; write the whole address that the service of the "
+            "dead-man's switch gave you, with http:// or https://."
+        )
+    return SecretStr(url)
+
+
+def _ui_url(given: Any) -> Any:
+    if given is None:
+        return None
+    url = str(given).strip().rstrip("/")
+    parts = _web_address(url)
+    # It stands in every message: no place for a password.
+    if parts is None or parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            "this is no address of a web interface; write what you type into the browser, with "
+            "http:// or https:// and without user, password or query, for example "
+            "https://pulseguard.example.com."
+        )
+    return url
+
+
+def _web_address(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        port_is_sane = parts.port is None or parts.port > 0
+    except ValueError:
+        return None
+    plain = url.isascii() and url.isprintable() and " " not in url
+    if plain and port_is_sane and parts.scheme in ("http", "https") and parts.hostname:
+        return parts
+    return None
+
+
 Secret = Annotated[SecretStr | None, AfterValidator(_api_key)]
 SecretUrl = Annotated[SecretStr | None, AfterValidator(_database_url)]
+HeartbeatUrl = Annotated[SecretStr | None, AfterValidator(_heartbeat_url)]
+AlertUrls = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_alert_urls)]
 PositiveInt = Annotated[int | None, BeforeValidator(_whole(1, 10**12))]
 
 
@@ -317,6 +407,10 @@ class Settings(BaseSettings):
         keep_minute, keep_hourly, keep_daily, keep_weekly, keep_collection_status: longer
             retention than the schema ships with; None means as shipped.
         host, port: where the web interface listens.
+        alert_urls: where alerts go, as Apprise writes addresses; never shown. Empty: nowhere.
+        alert_reminder: how often an incident that stays open is told again.
+        heartbeat_url: pinged while all is well; never shown.
+        ui_url: address of the web interface as people reach it; see `ui_address`.
     """
 
     model_config = SettingsConfigDict(
@@ -357,6 +451,10 @@ class Settings(BaseSettings):
     ] = None
     host: Annotated[str, BeforeValidator(_address)] = "127.0.0.1"
     port: Annotated[int, BeforeValidator(_whole(1, 65_535))] = 3000
+    alert_urls: AlertUrls = ()
+    alert_reminder: Annotated[timedelta, BeforeValidator(_reminder)] = timedelta(hours=6)
+    heartbeat_url: HeartbeatUrl = None
+    ui_url: Annotated[str | None, BeforeValidator(_ui_url)] = None
 
     @model_validator(mode="after")
     def _key_and_plan_belong_together(self) -> Settings:
@@ -383,6 +481,15 @@ class Settings(BaseSettings):
         }
         given = {table: getattr(self, field) for field, table in tables.items()}
         return {table: keep for table, keep in given.items() if keep is not None}
+
+    @property
+    def ui_address(self) -> str:
+        """What links to the web interface begin with: `ui_url`, or where it listens."""
+        if self.ui_url is not None:
+            return self.ui_url
+        # Listening everywhere is no address to go to.
+        host = "localhost" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def public(self) -> dict[str, str | int | None]:
         """Every setting by its field name, for display: text or numbers, secrets masked."""
@@ -414,6 +521,8 @@ def _displayed(field: str, value: Any) -> str | int | None:
         return _MASK
     if isinstance(value, timedelta):
         return in_words(value)
+    if field == "alert_urls":
+        return ",".join(f"{url.get_secret_value().partition(':')[0]}://{_MASK}" for url in value)
     if isinstance(value, tuple):
         return ",".join(value)
     return str(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -43,6 +45,10 @@ def test_with_nothing_set_the_platform_starts_keyless_on_the_top_thousand() -> N
     assert settings.history_start == date(2025, 1, 1)
     assert settings.database_url is None
     assert settings.keep_overrides == {}
+    assert settings.alert_urls == ()
+    assert settings.alert_reminder == timedelta(hours=6)
+    assert settings.heartbeat_url is None
+    assert settings.ui_address == "http://127.0.0.1:3000"
 
 
 def test_every_setting_is_read_from_its_environment_variable(
@@ -70,6 +76,10 @@ def test_every_setting_is_read_from_its_environment_variable(
         "KEEP_COLLECTION_STATUS": "720 hours",
         "HOST": "0.0.0.0",
         "PORT": "8000",
+        "ALERT_URLS": "json://me:pw@127.0.0.1/x, mailto://me:pw@example.com?to=a@b.c,d@e.f",
+        "ALERT_REMINDER": "90 minutes",
+        "HEARTBEAT_URL": "https://ping.example.com/3f2a?x=1",
+        "UI_URL": "https://pulse.example.com/prices/",
     }
     for name, value in given.items():
         monkeypatch.setenv(f"PULSEGUARD_{name}", value)
@@ -101,6 +111,14 @@ def test_every_setting_is_read_from_its_environment_variable(
         "collection_status": timedelta(days=30),
     }
     assert (settings.host, settings.port) == ("0.0.0.0", 8000)
+    assert [url.get_secret_value() for url in settings.alert_urls] == [
+        "json://me:pw@127.0.0.1/x",
+        "mailto://me:pw@example.com?to=a@b.c,d@e.f",
+    ]
+    assert settings.alert_reminder == timedelta(minutes=90)
+    assert settings.heartbeat_url is not None
+    assert settings.heartbeat_url.get_secret_value() == given["HEARTBEAT_URL"]
+    assert settings.ui_url == settings.ui_address == "https://pulse.example.com/prices"
 
 
 def test_the_dotenv_of_the_current_directory_is_read_and_the_environment_wins(
@@ -181,6 +199,19 @@ def test_settings_cannot_be_changed_once_read() -> None:
         ("host", "my host", "127.0.0.1"),
         ("database_url", "mysql://x", "postgresql://"),
         ("database_url", "host=x dbname=y", "postgresql://"),
+        ("alert_urls", "bogus://x", "address 1, bogus://, (not shown)"),
+        ("alert_urls", "json://", "address 1, json://, (not shown)"),
+        ("alert_urls", "me@example.com", "address 1 (not shown)"),
+        ("alert_urls", "json://a/x,slack://b", "address 2, slack://, (not shown)"),
+        ("alert_urls", "json://a/x\nnone", "address 2 (not shown)"),
+        ("alert_urls", "json://a/x json://b/y", "address 1, json://, (not shown)"),
+        ("alert_reminder", "often", "for example 3 days"),
+        ("alert_reminder", "0 hours", "36500 days"),
+        ("heartbeat_url", "ping.example.com/x", "http:// or https://"),
+        ("heartbeat_url", "ftp://ping.example.com/x", "http:// or https://"),
+        ("ui_url", "pulse.example.com", "http:// or https://"),
+        ("ui_url", "https://me:pw@pulse.example.com", "without user, password or query"),
+        ("ui_url", "https://pulse.example.com/?x=1", "without user, password or query"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_variable_with_advice(
@@ -281,7 +312,11 @@ def test_a_key_written_into_the_wrong_variable_is_not_repeated(field: str) -> No
 
 def test_no_form_in_which_settings_are_shown_holds_a_secret() -> None:
     settings = load_settings(
-        plan="demo", api_key=KEY, database_url="postgresql://me:hidden@db:5432/x?password=hidden"
+        plan="demo",
+        api_key=KEY,
+        database_url="postgresql://me:hidden@db:5432/x?password=hidden",
+        alert_urls="json://me:hidden@127.0.0.1/hidden,slack://hidden123/hidden456/hidden7890",
+        heartbeat_url="https://ping.example.com/hidden",
     )
 
     for shown in (repr(settings), str(settings), repr(settings.public())):
@@ -289,6 +324,8 @@ def test_no_form_in_which_settings_are_shown_holds_a_secret() -> None:
         assert "hidden" not in shown
     assert settings.public()["api_key"] == "***"
     assert settings.public()["database_url"] == "postgresql://me:***@db:5432/x"
+    assert settings.public()["alert_urls"] == "json://***,slack://***"
+    assert settings.public()["heartbeat_url"] == "***"
 
 
 @pytest.mark.parametrize(
@@ -357,3 +394,72 @@ def test_the_embedded_server_of_root_lives_where_an_unprivileged_user_can_go(
 def test_a_duration_is_written_the_way_it_is_read(duration: timedelta, words: str) -> None:
     assert in_words(duration) == words
     assert rooms.parse_duration(words) == duration
+
+
+ALERT_TOKEN = "tokenOfAChannel"
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        f"slack://{ALERT_TOKEN}",
+        f"postgresql://me:{ALERT_TOKEN}@db:5432/x",
+        f"json://me:{ALERT_TOKEN}@",
+        f"https://{ALERT_TOKEN}.example.com/{ALERT_TOKEN}",
+        f"json://ok/x\n{ALERT_TOKEN} {ALERT_TOKEN}",
+        f"mailto://me:{ALERT_TOKEN}@?to=x",
+    ],
+)
+def test_an_address_of_alerts_that_is_wrong_is_refused_and_repeated_nowhere(
+    urls: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(0)
+    error = refusal(alert_urls=urls)
+
+    assert error.variables == ("PULSEGUARD_ALERT_URLS",)
+    assert error.__context__ is None
+    for said in (str(error), caplog.text, *capfd.readouterr()):
+        assert ALERT_TOKEN not in said
+        assert ALERT_TOKEN.lower() not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [
+        (",", 0),
+        ("json://a/x", 1),
+        ("json://a/x,", 1),
+        ("json://a/x,json://b/y", 2),
+        ("json://a/x ,\n json://b/y\n", 2),
+        ("json://a/x\r\njson://b/y", 2),
+        ("mailto://me:pw@example.com?to=a@b.c,d@e.f,json://b/y", 2),
+        ("https://hooks.slack.com/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ", 1),
+    ],
+)
+def test_addresses_of_alerts_are_separated_by_commas_or_lines(given: str, count: int) -> None:
+    assert len(load_settings(alert_urls=given).alert_urls) == count
+
+
+def test_settings_load_no_library_of_alerts_before_there_is_an_address() -> None:
+    program = (
+        "import sys; from pulseguard_assets.settings import load_settings; load_settings(); "
+        "print('apprise' in sys.modules)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert said.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("0.0.0.0", "http://localhost:3000"),
+        ("::", "http://localhost:3000"),
+        ("::1", "http://[::1]:3000"),
+        ("prices.lan", "http://prices.lan:3000"),
+    ],
+)
+def test_links_lead_to_where_the_interface_can_be_reached(host: str, address: str) -> None:
+    assert load_settings(host=host).ui_address == address
