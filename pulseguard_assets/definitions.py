@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import dagster as dg
 
+from pulseguard_assets.assets.checks import close_checks
 from pulseguard_assets.assets.coin_priorities import coin_priorities
+from pulseguard_assets.assets.freshness import with_freshness
 from pulseguard_assets.assets.minute_close import minute_close_asset
+from pulseguard_assets.assets.operations import operations_assets
 from pulseguard_assets.assets.partitions import partitions_of
 from pulseguard_assets.assets.provider import provider_assets
 from pulseguard_assets.assets.rollups import rollup_assets
+from pulseguard_assets.automation.checking import check_schedules
 from pulseguard_assets.automation.polling import price_sensor
+from pulseguard_assets.automation.repair import repair_sensor
+from pulseguard_assets.automation.rolling_up import rollup_schedules
 from pulseguard_assets.automation.sweeping import sweep_schedule
+from pulseguard_assets.automation.upkeep import upkeep_schedules
+from pulseguard_assets.collecting.budget import expected_cadence
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.settings import load_settings
 from pulseguard_assets.timeframes import MINUTE
@@ -27,15 +35,24 @@ def build_defs(platform: Platform | None = None) -> dg.Definitions:
     """
     platform = platform or Platform(load_settings())
     start = platform.settings.history_start
+    cadence = expected_cadence(platform.settings)
     return dg.Definitions(
         assets=[
             *provider_assets(),
             coin_priorities,
-            minute_close_asset(start),
-            *rollup_assets(start),
+            *dg.map_asset_specs(
+                with_freshness(cadence), [minute_close_asset(start), *rollup_assets(start)]
+            ),
+            *operations_assets(),
         ],
-        schedules=[sweep_schedule()],
-        sensors=[price_sensor(partitions_of(MINUTE, start))],
+        asset_checks=close_checks(),
+        schedules=[
+            sweep_schedule(),
+            *rollup_schedules(start),
+            *upkeep_schedules(),
+            *check_schedules(),
+        ],
+        sensors=[price_sensor(partitions_of(MINUTE, start)), repair_sensor()],
         resources={"platform": platform},
         # Without an interpreter of its own for every step, a run starts seconds sooner.
         executor=dg.in_process_executor,

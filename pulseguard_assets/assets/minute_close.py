@@ -6,29 +6,27 @@ nor the sensor that does it every minute (`automation/`).
 
 # No `from __future__ import annotations` here: Dagster looks at the annotations as they are.
 
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from typing import Any
 
 import dagster as dg
+from psycopg import Connection
 
+from pulseguard_assets.assets.closing import HistoryConfig, close_asset, fill
 from pulseguard_assets.assets.coin_priorities import KEY as COIN_PRIORITIES
 from pulseguard_assets.assets.partitions import partitions_of
-from pulseguard_assets.assets.provider import SIMPLE_PRICE
-from pulseguard_assets.assets.tables import (
-    KINDS,
-    OWNERS,
-    close_columns,
-    table_metadata,
-    with_query,
-)
+from pulseguard_assets.assets.provider import MARKET_CHART, SIMPLE_PRICE
+from pulseguard_assets.assets.tables import with_query
 from pulseguard_assets.collecting.errors import NoCoins
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.collecting.polling import PollFailed, PollReport, poll_by_hand
-from pulseguard_assets.timeframes import MINUTE
+from pulseguard_assets.timeframes import HOURLY, MINUTE
 
-GROUP = "closes"
 KEY = dg.AssetKey(MINUTE.table)
 
+# Five-minute points reach a day back.
+_HOURS_PER_RUN = 24
 # Somebody is looking at the run; all coins on a small plan still fit.
 _PATIENCE = timedelta(minutes=15)
 
@@ -67,33 +65,35 @@ def poll_metadata(report: PollReport, now: datetime) -> dict[str, Any]:
 
 def minute_close_asset(start: date) -> dg.AssetsDefinition:
     """The asset, with hourly partitions from `start` on."""
-    partitions = partitions_of(MINUTE, start)
 
-    @dg.asset(
-        key=KEY,
-        partitions_def=partitions,
-        deps=[COIN_PRIORITIES, SIMPLE_PRICE],
-        group_name=GROUP,
-        kinds=KINDS,
-        owners=OWNERS,
-        metadata=table_metadata(MINUTE.table, close_columns(MINUTE)),
+    @close_asset(
+        MINUTE,
+        partitions_of(MINUTE, start),
+        deps=[COIN_PRIORITIES, SIMPLE_PRICE, MARKET_CHART],
+        partitions_per_run=_HOURS_PER_RUN,
         description=with_query(
             "One close per coin and minute: the last price the provider told in it. The sensor "
             "`coingecko_price_sensor` adds to the open hour at every poll; materializing the open "
-            "hour by hand polls once more. Rows are kept for 60 minutes, and longer until their "
-            "hour carries them.",
+            "hour by hand polls once more. A past hour of the last day is filled with one point "
+            "in five minutes from the provider's history, which never replaces a minute that was "
+            "seen. Rows are kept for 60 minutes, and longer until their hour carries them.",
             _QUERY,
         ),
     )
     def minute_close(
-        context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]
+        context: dg.AssetExecutionContext,
+        config: HistoryConfig,
+        platform: dg.ResourceParam[Platform],
     ) -> dg.MaterializeResult[None]:
-        """Poll once, into the open hour."""
+        """Poll once, into the open hour, or fill past hours from history."""
         now = platform.clock()
-        hour = context.partition_time_window
-        if not hour.start <= now < hour.end:
-            raise dg.Failure(_not_open(context.partition_key, hour, now), allow_retries=False)
+        hours = context.partition_time_window
+        keys = context.partition_keys
+        if now < hours.start or (now < hours.end and len(keys) > 1):
+            raise dg.Failure(_not_past(keys, hours, now), allow_retries=False)
         with platform.connect() as connection:
+            if hours.end <= now:
+                return _past(context, platform, connection, config, now)
             try:
                 report = poll_by_hand(platform, connection, now=now, until=now + _PATIENCE)
             except (PollFailed, NoCoins) as failure:
@@ -103,11 +103,28 @@ def minute_close_asset(start: date) -> dg.AssetsDefinition:
     return minute_close
 
 
-def _not_open(key: str, hour: dg.TimeWindow, now: datetime) -> str:
-    if now < hour.start:
-        return f"The hour {key} has not begun. Materialize the newest partition, the open hour."
+def _past(
+    context: dg.AssetExecutionContext,
+    platform: Platform,
+    connection: Connection,
+    config: HistoryConfig,
+    now: datetime,
+) -> dg.MaterializeResult[None]:
+    """The provider's live prices are those of now: under a past minute they would be invented."""
+    try:
+        return fill(context, platform, connection, MINUTE, config, now=now)
+    except dg.Failure as failure:
+        raise dg.Failure(
+            f"{failure.description} The closes of past hours are in {HOURLY.table}.",
+            metadata=failure.metadata,
+            allow_retries=False,
+        ) from failure
+
+
+def _not_past(keys: Sequence[str], hours: dg.TimeWindow, now: datetime) -> str:
+    if now < hours.start:
+        return f"The hour {keys[0]} has not begun. Materialize the newest partition, the open hour."
     return (
-        f"The hour {key} is over. The provider's live prices are those of now; stored under a past "
-        "minute they would be an invented close. Materialize the newest partition to poll once "
-        "more; the hour's own close is in hourly_close."
+        f"The hours {keys[0]} to {keys[-1]} hold the open one, which is polled, while past hours "
+        "are filled from history. Materialize the open hour by itself, and the others without it."
     )

@@ -11,12 +11,13 @@ GROUP = "coingecko"
 
 COINS_MARKETS = dg.AssetKey(["coingecko", "coins_markets"])
 SIMPLE_PRICE = dg.AssetKey(["coingecko", "simple_price"])
+MARKET_CHART = dg.AssetKey(["coingecko", "market_chart_range"])
 
 _ATTRIBUTION = "Data provided by CoinGecko."
 
 
 def provider_assets() -> list[dg.AssetSpec]:
-    """The two endpoints that live collection reads."""
+    """The endpoints that live collection and history read."""
     return [
         dg.AssetSpec(
             COINS_MARKETS,
@@ -37,5 +38,18 @@ def provider_assets() -> list[dg.AssetSpec]:
             group_name=GROUP,
             kinds={"api"},
             metadata={"dagster/uri": "https://docs.coingecko.com/reference/simple-price"},
+        ),
+        dg.AssetSpec(
+            MARKET_CHART,
+            description=(
+                "`GET /coins/{id}/market_chart/range`: the past prices of one coin in one call, "
+                "five minutes apart for the last day, an hour up to 90 days, a day beyond. Read "
+                f"for closes that were not seen live. {_ATTRIBUTION}"
+            ),
+            group_name=GROUP,
+            kinds={"api"},
+            metadata={
+                "dagster/uri": "https://docs.coingecko.com/reference/coins-id-market-chart-range"
+            },
         ),
     ]

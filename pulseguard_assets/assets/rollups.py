@@ -1,6 +1,7 @@
 """The assets `hourly_close`, `daily_close`, `weekly_close` and `monthly_close`, by one factory.
 
-Belongs here: the assets and what a rollup reports. Does not: how closes are merged (`sql/`).
+Belongs here: the assets. Does not: how closes are merged (`sql/`), how a window is filled
+(`collecting/history.py`), or when one needs it (`automation/`).
 """
 
 # No `from __future__ import annotations` here: Dagster looks at the annotations as they are.
@@ -9,20 +10,16 @@ from datetime import date
 
 import dagster as dg
 
-from pulseguard_assets.assets.minute_close import GROUP
+from pulseguard_assets.assets.closing import HistoryConfig, close_asset, fill
 from pulseguard_assets.assets.partitions import partitions_of
-from pulseguard_assets.assets.tables import (
-    KINDS,
-    OWNERS,
-    close_columns,
-    table_metadata,
-    with_query,
-)
+from pulseguard_assets.assets.provider import MARKET_CHART
+from pulseguard_assets.assets.tables import with_query
 from pulseguard_assets.collecting.platform import Platform
-from pulseguard_assets.timeframes import TIMEFRAMES, Timeframe
-from pulseguard_assets.warehouse.closes import count_rows, roll_up, window
+from pulseguard_assets.timeframes import TIMEFRAMES, Timeframe, timeframe_named
 
 _SHOWN = {"hourly": "48 hours", "daily": "14 days", "weekly": "1 year", "monthly": "5 years"}
+# A year of days is one call per coin; a week of hours is still five-minute or hourly grade.
+_PARTITIONS_PER_RUN = {"hourly": 24 * 7, "daily": 400, "weekly": 60, "monthly": 36}
 
 
 def rollup_assets(start: date) -> list[dg.AssetsDefinition]:
@@ -31,20 +28,18 @@ def rollup_assets(start: date) -> list[dg.AssetsDefinition]:
 
 
 def _rollup(timeframe: Timeframe, start: date) -> dg.AssetsDefinition:
-    child = next(each for each in TIMEFRAMES if each.name == timeframe.child)
-    partitions = partitions_of(timeframe, start)
+    child = timeframe_named(timeframe.child or "")
 
-    @dg.asset(
-        key=dg.AssetKey(timeframe.table),
-        partitions_def=partitions,
-        deps=[dg.AssetKey(child.table)],
-        group_name=GROUP,
-        kinds=KINDS,
-        owners=OWNERS,
-        metadata=table_metadata(timeframe.table, close_columns(timeframe)),
+    @close_asset(
+        timeframe,
+        partitions_of(timeframe, start),
+        deps=[dg.AssetKey(child.table), MARKET_CHART],
+        partitions_per_run=_PARTITIONS_PER_RUN[timeframe.name],
         description=with_query(
             f"The last {child.name} close of every coin, per UTC bucket, from {child.table}. "
-            "Materializing a partition merges what is stored of it; again writes nothing.",
+            "Materializing a partition merges what is stored of it, and takes the closes that "
+            "lack of a bucket that is over from the provider's history, by one call per coin for "
+            "the whole range; again writes nothing and asks nothing.",
             f"SELECT coin_id, {timeframe.label}, price_usd, close_ts, bit_count(seen::bit(64)) AS "
             f"children_seen\nFROM {timeframe.table}\nWHERE coin_id = 'bitcoin' AND "
             f"{timeframe.label} > now() - interval '{_SHOWN[timeframe.name]}'\n"
@@ -52,31 +47,11 @@ def _rollup(timeframe: Timeframe, start: date) -> dg.AssetsDefinition:
         ),
     )
     def rollup(
-        context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]
+        context: dg.AssetExecutionContext,
+        config: HistoryConfig,
+        platform: dg.ResourceParam[Platform],
     ) -> dg.MaterializeResult[None]:
-        bucket = context.partition_time_window
         with platform.connect() as connection:
-            written = roll_up(connection, timeframe, bucket.start, bucket.end)
-            held = window(connection, timeframe, bucket.start, bucket.end)
-            children = window(connection, child, bucket.start, bucket.end)
-            total = count_rows(connection, timeframe)
-        if held.rows == 0:
-            raise dg.Failure(_nothing_stored(timeframe, child, context.partition_key))
-        return dg.MaterializeResult(
-            metadata={
-                "dagster/row_count": total,
-                "dagster/partition_row_count": held.rows,
-                "rows_written": written,
-                "coins": held.coins,
-                f"{child.name}_rows_stored": children.rows,
-            }
-        )
+            return fill(context, platform, connection, timeframe, config, now=platform.clock())
 
     return rollup
-
-
-def _nothing_stored(timeframe: Timeframe, child: Timeframe, key: str) -> str:
-    return (
-        f"Nothing is stored of {key}: neither a row of {timeframe.table} nor one of {child.table} "
-        "to merge. The platform was not collecting then."
-    )

@@ -20,6 +20,7 @@ import dagster as dg
 from pulseguard_assets.assets.coin_priorities import KEY as COIN_PRIORITIES
 from pulseguard_assets.assets.minute_close import KEY, poll_metadata
 from pulseguard_assets.assets.partitions import key_at
+from pulseguard_assets.automation.repair import first_sweep_lacking
 from pulseguard_assets.collecting.errors import NoCoins
 from pulseguard_assets.collecting.platform import TICK_BUDGET, Platform
 from pulseguard_assets.collecting.polling import (
@@ -52,13 +53,15 @@ def price_sensor(minutes: dg.TimeWindowPartitionsDefinition) -> dg.SensorDefinit
     )
     def coingecko_price_sensor(
         context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]
-    ) -> dg.SensorResult | dg.SkipReason:
+    ) -> dg.SensorResult:
         now = platform.clock()
         with platform.connect() as connection:
+            # A first sweep that failed midway leaves coins to poll, and others unknown.
+            sweeps = [_first_sweep(now)] if first_sweep_lacking(connection, now=now) else []
             try:
                 done = poll_when_due(platform, connection, now=now, until=now + TICK_BUDGET)
             except NoCoins:
-                return _first_sweep(now)
+                return dg.SensorResult(run_requests=[_first_sweep(now)])
             except PollFailed as failure:
                 if failure.report is not None and failure.report.stored:
                     # What came before the failure is stored, so it is recorded as well.
@@ -67,11 +70,15 @@ def price_sensor(minutes: dg.TimeWindowPartitionsDefinition) -> dg.SensorDefinit
                     )
                 raise
         if isinstance(done, NotDue):
-            return dg.SkipReason(f"Nothing to do until {done.until:%H:%M:%S} UTC: {done.why}.")
+            return dg.SensorResult(
+                run_requests=sweeps,
+                skip_reason=None if sweeps else dg.SkipReason(_not_due(done)),
+            )
         return dg.SensorResult(
+            run_requests=sweeps,
             asset_events=[_materialization(minutes, done, platform.clock())] if done.stored else [],
             cursor=done.minute.isoformat(),
-            skip_reason=None if done.stored else dg.SkipReason(_nothing_stored(done)),
+            skip_reason=None if done.stored or sweeps else dg.SkipReason(_nothing_stored(done)),
         )
 
     return coingecko_price_sensor
@@ -85,13 +92,13 @@ def _materialization(
     )
 
 
-def _first_sweep(now: datetime) -> dg.SensorResult:
+def _first_sweep(now: datetime) -> dg.RunRequest:
     key = int(now.timestamp()) // _SWEEP_RETRY_SECONDS
-    return dg.SensorResult(
-        run_requests=[
-            dg.RunRequest(run_key=f"first-sweep-{key}", asset_selection=[COIN_PRIORITIES])
-        ],
-    )
+    return dg.RunRequest(run_key=f"first-sweep-{key}", asset_selection=[COIN_PRIORITIES])
+
+
+def _not_due(done: NotDue) -> str:
+    return f"Nothing to do until {done.until:%H:%M:%S} UTC: {done.why}."
 
 
 def _nothing_stored(report: PollReport) -> str:

@@ -16,6 +16,7 @@ from psycopg import Connection
 from pulseguard_assets.coingecko.packing import pack_ids
 from pulseguard_assets.coingecko.planner import (
     DAY_MINUTES,
+    PlanCannotPay,
     PollingPlan,
     plan_polling,
     sweep_calls,
@@ -122,6 +123,18 @@ def polling_by_settings(settings: Settings, plan: Plan | None = None) -> Polling
         reserve_percent=settings.reserve_percent,
         cadence_minutes=settings.cadence_minutes if plan is None else None,
     )
+
+
+def expected_cadence(settings: Settings) -> timedelta:
+    """From poll to poll, also where the plan cannot pay for it: then as somebody configured it.
+
+    Whoever polls refuses such a cadence with a sentence; to show what was expected is no reason to
+    fail.
+    """
+    try:
+        return timedelta(minutes=polling_by_settings(settings).cadence_minutes)
+    except PlanCannotPay:
+        return timedelta(minutes=settings.cadence_minutes or 1)
 
 
 def history_rate(polling: PollingPlan) -> int:

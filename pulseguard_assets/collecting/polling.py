@@ -38,6 +38,7 @@ from pulseguard_assets.warehouse.collections import (
     reject,
     save_collection,
 )
+from pulseguard_assets.warehouse.history import set_scope
 
 POLL_KINDS = ("continuous", "complete")
 BY_HAND = "manual"
@@ -185,6 +186,16 @@ def poll_by_hand(
         return report
 
 
+def know_scope(platform: Platform, connection: Connection, now: datetime) -> None:
+    """Make known in the warehouse which coins are expected, before any poll does.
+
+    Raises:
+        NoCoins: a sweep must come first.
+        PlanCannotPay: the configured cadence costs more than the plan gives.
+    """
+    _Work.plan(platform, connection, now)
+
+
 # --- what is due ---
 
 
@@ -211,6 +222,14 @@ class _Work:
             reserve_percent=settings.reserve_percent,
             calls_per_poll=len(pack_ids(coins["coin_id"].to_list())),
             cadence_minutes=settings.cadence_minutes,
+        )
+        # What closes are expected, and how near to its end a bucket's close must lie, follows
+        # from whom polls ask, and how often.
+        set_scope(
+            connection,
+            wanted=settings.coins_wanted,
+            always=settings.always_include,
+            tolerance=timedelta(minutes=schedule.cadence_minutes),
         )
         return cls(coins, schedule)
 

@@ -67,7 +67,7 @@ def test_the_definitions_load_in_a_new_process_with_warnings_as_errors(
     )
 
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == "8\n"
+    assert result.stdout == "12\n"
 
 
 def test_a_wrong_setting_is_told_by_its_name_when_the_definitions_load(
@@ -95,18 +95,27 @@ def test_the_code_location_has_one_name() -> None:
 def test_lineage_runs_from_the_provider_to_the_month(graph: Any) -> None:
     for parent, child in itertools.pairwise(CHAIN):
         assert parent in parents(graph, child)
-    assert parents(graph, "minute_close") == {"coin_priorities", "coingecko/simple_price"}
-    assert parents(graph, "weekly_close") == {"daily_close"}, "as the month: never from weeks"
-    assert parents(graph, "monthly_close") == {"daily_close"}
+    history = "coingecko/market_chart_range"
+    live = {"coin_priorities", "coingecko/simple_price"}
+    assert parents(graph, "minute_close") == {*live, history}
+    assert parents(graph, "weekly_close") == {"daily_close", history}, "never a month from weeks"
+    assert parents(graph, "monthly_close") == {"daily_close", history}
 
 
 def test_the_provider_is_external_and_all_else_can_be_materialized(graph: Any) -> None:
     external = {key.to_user_string() for key in graph.external_asset_keys}
 
-    assert external == {"coingecko/coins_markets", "coingecko/simple_price"}
+    assert external == {
+        "coingecko/coins_markets",
+        "coingecko/market_chart_range",
+        "coingecko/simple_price",
+    }
     assert {key.to_user_string() for key in graph.materializable_asset_keys} == {
         "coin_priorities",
         *(timeframe.table for timeframe in TIMEFRAMES),
+        "dagster_housekeeping",
+        "maintenance",
+        "retention_cleanup",
     }
 
 

@@ -69,6 +69,27 @@ def test_after_the_requested_sweep_the_next_tick_polls(
     assert count(connection) == 295
 
 
+def test_a_first_sweep_that_failed_midway_is_asked_for_again_and_polls_go_on(
+    sensor: Any, materialize: Callable[..., Any], connection: psycopg.Connection
+) -> None:
+    assert materialize("coin_priorities").success
+    connection.execute("UPDATE collection_status SET status = 'failed'")
+    sensor.wait(minutes=6)
+
+    (result, _) = sensor.tick()
+
+    assert [request.run_key.startswith("first-sweep-") for request in result.run_requests] == [True]
+    assert len(result.asset_events) == 1
+    assert count(connection) == 295
+
+    connection.execute(
+        "UPDATE collection_status SET status = 'completed' "
+        "WHERE collection_type = 'priority_refresh'"
+    )
+    sensor.wait(minutes=1)
+    assert sensor.tick()[0].run_requests == []
+
+
 # --- a poll ---
 
 

@@ -82,7 +82,7 @@ def test_the_query_to_copy_runs_and_finds_the_bitcoin_of_now(
     assert "bitcoin" in found[0]
 
 
-@pytest.mark.parametrize("endpoint", ["coins_markets", "simple_price"])
+@pytest.mark.parametrize("endpoint", ["coins_markets", "simple_price", "market_chart_range"])
 def test_the_providers_endpoints_are_shown_with_what_they_are_and_whose(
     specs: dict[str, dg.AssetSpec], endpoint: str
 ) -> None:
