@@ -5,9 +5,10 @@ Does not: which closes lack and how a point is merged (`warehouse/history.py`, `
 back and how finely the provider answers (`coingecko/backfill.py`), what may be spent
 (`budget.py`).
 
-One call per coin brings all the coin lacks of the window. Each coin is stored, and what its chart
-could not give is recorded, in one transaction as the chart arrives. So a crash loses the calls
-under way and nothing else, and whoever comes next asks only for what lacks then.
+One call per coin brings all the coin lacks of the window. Charts are stored as they arrive, and
+what they could not give is recorded in the same transaction: each by itself, or up to 20 together
+when they come faster than they are stored. So a crash loses these and the calls under way and
+nothing else, and whoever comes next asks only for what lacks then.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ from pulseguard_assets.warehouse.history import (
     put_history,
     record_unrecoverable,
 )
+from pulseguard_assets.warehouse.ledger import release_reserve
 
 LOCK = "history"
 
@@ -77,6 +79,9 @@ _MOST_WORKERS = 16
 # One coin may be the provider's own trouble; three in a row are the provider.
 _FAILURES_IN_A_ROW = 3
 _COINS_PER_LOG_LINE = 50
+# Charts that are there at the same time are stored together: the statements that merge them look
+# at the window's closes once, and not once a coin.
+_CHARTS_TOGETHER = 20
 _PAUSE_BEFORE_TURN = 5.0
 _ROWS_LOOKED_AT = 100
 
@@ -347,6 +352,8 @@ class _Filling:
 
     def _ask_for(self, found: list[Lacking]) -> None:
         now = self._platform.clock()
+        if self._spend_reserve:
+            release_reserve(self._connection, now)
         allowance = history_allowance(
             self._platform, self._connection, now=now, spend_reserve=self._spend_reserve
         )
@@ -435,6 +442,7 @@ class _Asking:
         self._platform, self._connection, self._window = platform, connection, window
         self._provider, self._done, self._coins, self._log = provider, done, coins, log
         self._with_points: set[str] = set()
+        self._arrived: list[tuple[_Task, ChartAnswer]] = []
         self._began = platform.clock()
         details = {
             "history": window.timeframe.name,
@@ -459,6 +467,7 @@ class _Asking:
         except BaseException:
             # Ended by hand, for instance.
             with suppress(psycopg.Error):
+                self._store_arrived()
                 self._save("cancelled", "The run was interrupted. What arrived is stored.")
             raise
         done = self._done
@@ -480,10 +489,13 @@ class _Asking:
                         under_way.append((task, pool.submit(self._call, task, until)))
                     if not under_way:
                         return
+                    planned_end = self._done.stopped
                     self._take(*under_way.popleft())
-                    if self._done.stopped:
+                    if self._done.stopped and not planned_end:
                         # What is under way is paid for, and taken; what only waits is not begun.
                         under_way = deque(each for each in under_way if not each[1].cancel())
+                    if not under_way or not under_way[0][1].done():
+                        self._store_arrived()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -505,7 +517,7 @@ class _Asking:
             done.failures_in_a_row = 0
             done.credits_left = answer.credits_left
             if grade_holds(task.request, answer.received_at):
-                self._store(task, answer)
+                self._arrive(task, answer)
             else:
                 self._left_out(task, "It was answered too late for the grade it was asked at.")
         done.calls = self._provider.granted
@@ -514,35 +526,46 @@ class _Asking:
             if done.coins % _COINS_PER_LOG_LINE == 0:
                 self._tell()
 
-    def _store(self, task: _Task, answer: ChartAnswer) -> None:
-        with self._connection.transaction():
-            put = self._put(task, answer)
-            reject(
-                self._connection,
-                answer.rejected,
-                collection_id=self._row.id,
-                now=answer.received_at,
+    def _arrive(self, task: _Task, answer: ChartAnswer) -> None:
+        if self._arrived:
+            other = self._arrived[0][0]
+            alike = (task.start, task.end, task.request.grade) == (
+                other.start,
+                other.end,
+                other.request.grade,
             )
-            if task.last and task.coin_id not in self._done.failed:
-                minutes = self._window.timeframe is MINUTE
-                self._record(task, _NO_SAMPLE if minutes else _NO_POINT)
-            self._done.written += put.written
-            if put.usable:
-                self._with_points.add(task.coin_id)
+            if not alike or len(self._arrived) >= _CHARTS_TOGETHER:
+                self._store_arrived()
+        self._arrived.append((task, answer))
+
+    def _store_arrived(self) -> None:
+        if not self._arrived:
+            return
+        arrived, self._arrived = self._arrived, []
+        points = pl.concat([_points(task, answer) for task, answer in arrived])
+        with self._connection.transaction():
+            self._done.written += self._put(arrived[0][0], points).written
+            for task, answer in arrived:
+                reject(
+                    self._connection,
+                    answer.rejected,
+                    collection_id=self._row.id,
+                    now=answer.received_at,
+                )
+                if task.last and task.coin_id not in self._done.failed:
+                    minutes = self._window.timeframe is MINUTE
+                    self._record(task, _NO_SAMPLE if minutes else _NO_POINT)
+            self._with_points.update(points["coin_id"].unique())
             self._save("running", None)
 
-    def _put(self, task: _Task, answer: ChartAnswer) -> HistoryPut:
-        points = without_partial(answer.frame, answer.received_at)
+    def _put(self, like: _Task, points: pl.DataFrame) -> HistoryPut:
         return put_history(
             self._connection,
             self._window.timeframe,
-            task.request.grade,
-            points.select(pl.lit(task.coin_id).alias("coin_id"), *points.columns).cast(
-                POINTS_SCHEMA
-            ),
-            start=task.start,
-            end=task.end,
-            received_at=answer.received_at,
+            like.request.grade,
+            points,
+            start=like.start,
+            end=like.end,
             now=self._window.now,
             collection_id=self._row.id,
         )
@@ -614,6 +637,15 @@ class _Asking:
             f"{done.coins} of {_count(self._coins, 'coin')} asked for by {done.calls} calls{pace}; "
             f"{done.written} closes written"
         )
+
+
+def _points(task: _Task, answer: ChartAnswer) -> pl.DataFrame:
+    points = without_partial(answer.frame, answer.received_at)
+    return points.select(
+        pl.lit(task.coin_id).alias("coin_id"),
+        *points.columns,
+        pl.lit(answer.received_at).alias("created_at"),
+    ).cast(POINTS_SCHEMA)
 
 
 def _workers(allowance: Allowance) -> int:

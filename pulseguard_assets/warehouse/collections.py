@@ -144,13 +144,15 @@ def fail_crashed(
     """Close the rows whose process died, as failed; returns how many.
 
     Call it as the only collector of these kinds: then a row that says `running` and is not the one
-    that waits to be resumed has nobody working on it.
+    that waits to be resumed has nobody working on it. Runs that read history are another's: they
+    are filed as `manual` too, and go on beside the polls.
     """
     cursor = connection.execute(
         "UPDATE collection_status SET status = 'failed', end_time = %s, "
         "error_message = 'The process that ran this cycle ended before the cycle did.' "
         "WHERE status = 'running' AND collection_type = ANY (%s) "
-        "AND (id IS DISTINCT FROM %s OR heartbeat_at < %s)",
+        "AND (id IS DISTINCT FROM %s OR heartbeat_at < %s) "
+        "AND NOT coalesce(batch_details ? 'history', false)",
         (now, list(kinds), resumable, now - SILENT_FOR),
     )
     return cursor.rowcount

@@ -23,6 +23,7 @@ POINTS_SCHEMA = pl.Schema(
         "price_usd": pl.Float64(),
         "market_cap_usd": pl.Float64(),
         "volume_24h_usd": pl.Float64(),
+        "created_at": pl.Datetime("us", "UTC"),
     }
 )
 
@@ -124,7 +125,6 @@ def put_history(
     *,
     start: datetime,
     end: datetime,
-    received_at: datetime,
     now: datetime,
     collection_id: int | None = None,
 ) -> HistoryPut:
@@ -137,9 +137,9 @@ def put_history(
     Args:
         grade: `five_minute`, `hourly` or `daily`: which minute a point observed; see
             `history_minute()` in `sql/`. Points that close nothing are left alone.
-        points: of `POINTS_SCHEMA`, of any number of coins, in any order.
+        points: of `POINTS_SCHEMA`, of any number of coins, in any order; `created_at` is when the
+            answer arrived. Many coins at once take a fraction of the time of one by one.
         start, end: only observations of minutes in `[start, end)` are stored.
-        received_at: when the answer arrived.
         now: a minute after this instant is faulty, and rejections carry it.
         collection_id: the cycle that rejections are filed under.
 
@@ -148,9 +148,7 @@ def put_history(
             coarse for minutes.
         psycopg.Error: nothing was stored.
     """
-    staged = points.match_to_schema(POINTS_SCHEMA).with_columns(
-        pl.lit(received_at).alias("created_at")
-    )
+    staged = points.match_to_schema(POINTS_SCHEMA)
     with connection.transaction():
         connection.execute(
             "CREATE TEMPORARY TABLE staged_history (coin_id text, stamp timestamptz, "

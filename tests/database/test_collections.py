@@ -245,3 +245,14 @@ def test_rejections_are_filed_with_their_payload(connection: psycopg.Connection)
 
 def test_nothing_rejected_is_nothing_filed(connection: psycopg.Connection) -> None:
     assert reject(connection, pl.DataFrame(schema=REJECTED), collection_id=None, now=NOW) == 0
+
+
+def test_a_run_that_reads_history_is_not_taken_for_a_crashed_poll_by_hand(
+    connection: psycopg.Connection,
+) -> None:
+    history = begin_collection(connection, "manual", NOW, {"history": "daily"})
+    by_hand = begin_collection(connection, "manual", NOW, {"coins": 3})
+
+    assert fail_crashed(connection, ["manual"], NOW) == 1
+
+    assert statuses(connection) == {history.id: "running", by_hand.id: "failed"}

@@ -77,9 +77,11 @@ closes = undone
 Point = tuple[str, datetime, float]
 
 
-def frame(*points: Point) -> pl.DataFrame:
+def frame(*points: Point, created_at: datetime = NOW) -> pl.DataFrame:
     """Points whose cap and volume follow from the price, so that a mixture shows."""
-    rows = [(coin, stamp, price, price * 10, price * 100) for coin, stamp, price in points]
+    rows = [
+        (coin, stamp, price, price * 10, price * 100, created_at) for coin, stamp, price in points
+    ]
     return pl.DataFrame(rows, schema=POINTS_SCHEMA, orient="row")
 
 
@@ -96,10 +98,9 @@ def put_points(
         connection,
         timeframe,
         grade,
-        frame(*points),
+        frame(*points, created_at=received_at),
         start=start,
         end=end,
-        received_at=received_at,
         now=NOW,
     )
 
@@ -345,7 +346,6 @@ def test_a_faulty_point_is_set_aside_and_the_rest_is_stored(
         points,
         start=MIDNIGHT,
         end=NOW,
-        received_at=NOW,
         now=NOW,
         collection_id=41,
     )
