@@ -43,6 +43,10 @@ class HistoryConfig(dg.Config):
         description="Most charts to ask for, one or more a coin; 0 only rolls up what is stored. "
         "A run that comes to this end is no failure, whatever still lacks.",
     )
+    known_only: bool = Field(
+        default=False,
+        description="Leave out what lies before a coin was first seen by a sweep. Repairs do so.",
+    )
 
 
 def close_asset(
@@ -106,6 +110,7 @@ def fill(
             until=now + _PATIENCE,
             max_calls=config.max_calls,
             spend_reserve=config.spend_reserve,
+            known_only=config.known_only,
             with_history=config.max_calls != 0,
             log=context.log.info,
         )

@@ -235,6 +235,7 @@ def _request(asking: _Asking, gap: _Gap, calls: int) -> dg.RunRequest:
         partitions_of(gap.timeframe, asking.platform.settings.history_start),
         gap.span,
         max_calls=calls,
+        known_only=True,
         asked_at=f"{asking.now:%Y-%m-%dT%H:%M}",
         tags={
             REPAIR_TAG: gap.timeframe.name,

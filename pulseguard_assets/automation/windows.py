@@ -141,6 +141,7 @@ def request_for(
     span: dg.TimeWindow,
     *,
     max_calls: int,
+    known_only: bool = False,
     asked_at: str,
     tags: Mapping[str, str] | None = None,
 ) -> dg.RunRequest:
@@ -148,15 +149,17 @@ def request_for(
 
     Args:
         max_calls: how many calls to the provider's history it may make.
+        known_only: not before a coin was first seen by a sweep.
         asked_at: part of the run's key, for instance the hour: asked for again by the same key, a
             span starts no second run.
     """
     first = key_at(partitions, span.start)
     last = key_at(partitions, span.end - timedelta(microseconds=1))
+    config = {"max_calls": max_calls, "known_only": known_only}
     return dg.RunRequest(
         run_key=f"{timeframe.table}:{first}..{last}@{asked_at}",
         asset_selection=[key_of(timeframe)],
-        run_config={"ops": {timeframe.table: {"config": {"max_calls": max_calls}}}},
+        run_config={"ops": {timeframe.table: {"config": config}}},
         tags={RANGE_START: first, RANGE_END: last, **(tags or {})},
     )
 

@@ -5,7 +5,8 @@ Does not: asking, storing, or knowing what is stored already.
 
 The provider picks the grade by itself, from the window asked for: five-minute points when it begins
 within the last 24 hours, hourly points up to 90 days of width, daily points beyond. So a request is
-a window chosen with margins: its grade is certain, also if it waits a while for its turn.
+a window chosen with margins: its grade is certain, also if it waits a while for its turn. Days and
+wider are asked for in daily points whenever history reaches back far enough for such a window.
 """
 
 from __future__ import annotations
@@ -180,7 +181,8 @@ def requests_for(
         return [ChartRequest(opening, until, FIVE_MINUTE)]
     if timeframe is HOURLY:
         return _hourly_requests(opening, last, now)
-    return [_one_request(timeframe, first, opening, until, now)]
+    start = _start_of_days(timeframe, first, opening, now)
+    return [_wide_request(start, until, earliest, now) or _narrow_request(start, until)]
 
 
 def first_within_reach(
@@ -214,17 +216,43 @@ def _hourly_requests(opening: datetime, last: datetime, now: datetime) -> list[C
     return requests
 
 
-def _one_request(
-    timeframe: Timeframe, first: datetime, opening: datetime, until: datetime, now: datetime
-) -> ChartRequest:
-    """One request for whole days, as wide as it may be."""
+def _start_of_days(
+    timeframe: Timeframe, first: datetime, opening: datetime, now: datetime
+) -> datetime:
+    """From when on to ask for whole days."""
     start = opening
     if opening > first:
         # Of the bucket that begins beyond the reach, its end. The width is then, as without a
         # reach, a whole number of days and some minutes, which keeps it off the 90 days.
         start = bucket_end(timeframe, first) - _LAST_SAMPLE
     # Too near to 24 hours to be certain.
-    start = min(start, now - _FINEST - _FINEST_MARGIN)
+    return min(start, now - _FINEST - _FINEST_MARGIN)
+
+
+def _wide_request(
+    start: datetime, until: datetime, earliest: datetime | None, now: datetime
+) -> ChartRequest | None:
+    """The window made wide enough for daily points, on the side where there is room.
+
+    There is a daily point for every day. Of hourly ones the one that closes a day is missing now
+    and then, or comes too late in the next hour to be that close.
+    """
+    needed = _HOURLY_WIDTH + 2 * _WIDTH_MARGIN
+    if until - start < needed:
+        start, until = _widened(start, until, needed, earliest, now)
+    return ChartRequest(start, until, DAILY_POINTS) if until - start >= needed else None
+
+
+def _widened(
+    start: datetime, until: datetime, needed: timedelta, earliest: datetime | None, now: datetime
+) -> tuple[datetime, datetime]:
+    if earliest is None or until - needed >= earliest:
+        return until - needed, until
+    return start, min(start + needed, now)
+
+
+def _narrow_request(start: datetime, until: datetime) -> ChartRequest:
+    """Hourly points: where history reaches back too little for daily ones."""
     if abs(until - start - _HOURLY_WIDTH) < _WIDTH_MARGIN:
         # Too near to 90 days, because the last bucket ended this minute. The first is a day long
         # and can spare its beginning.

@@ -295,15 +295,16 @@ def test_a_run_without_history_asks_nothing(platform: Platform, past: Past) -> N
 
 
 def test_only_the_lacking_part_of_a_coin_is_asked_for(platform: Platform, past: Past) -> None:
-    past.fill(platform, DAILY, "2025-09-01 00:00", "2025-09-11 00:00")
+    past.fill(platform, HOURLY, "2025-11-10 00:00", "2025-11-11 00:00")
     past.provider.reset()
 
-    past.fill(platform, DAILY, "2025-09-01 00:00", "2025-09-12 00:00")
+    report = past.fill(platform, HOURLY, "2025-11-10 00:00", "2025-11-11 05:00")
 
     asked = past.asked_for()
     assert len(asked) == COINS
     begin = int(asked[0].partition("from=")[2].partition("&")[0])
-    assert begin >= at("2025-09-11 00:00").timestamp()
+    assert begin >= at("2025-11-11 00:00").timestamp()
+    assert 0 < report.from_history <= 5 * COINS
 
 
 # --- what is live, open or fresh ---

@@ -201,19 +201,37 @@ def test_a_year_of_days_is_one_call_and_a_year_of_hours_five() -> None:
     assert all(request.end - request.start <= 89 * DAYS for request in hours)
 
 
-@pytest.mark.parametrize(
-    ("days", "grade"), [(1, HOURLY_POINTS), (89, HOURLY_POINTS), (90, DAILY_POINTS)]
-)
-def test_days_come_hourly_as_long_as_their_window_is_no_wider_than_ninety(
-    days: int, grade: str
-) -> None:
+@pytest.mark.parametrize("days", [1, 89, 90, 200])
+def test_days_are_asked_for_in_a_window_wide_enough_for_daily_points(days: int) -> None:
+    """The hourly point that closes a day is missing now and then; the daily one is not."""
     end = bucket_start(DAILY, NOW)
 
     (request,) = requests_for(DAILY, end - days * DAYS, end, now=NOW, plan=PRO)
 
-    assert request.grade == grade
-    assert grade in GRADES
-    assert grade_in_words(grade)
+    assert request.grade == DAILY_POINTS
+    assert request.end - request.start > 90 * DAYS
+    assert request.start <= end - days * DAYS
+    assert request.end >= end
+    assert {grade_in_words(grade) for grade in GRADES if grade_in_words(grade)}
+
+
+def test_a_day_at_the_end_of_the_reach_is_asked_for_with_the_days_after_it() -> None:
+    day = bucket_start(DAILY, NOW) - 364 * DAYS
+
+    (request,) = requests_for(DAILY, day, day + DAYS, now=NOW, plan=DEMO)
+
+    assert request.grade == DAILY_POINTS
+    assert request.start == day
+    assert 90 * DAYS < request.end - request.start < 91 * DAYS
+
+
+def test_days_come_hourly_where_history_is_too_short_for_daily_points() -> None:
+    end = bucket_start(DAILY, NOW)
+    short = plan_for("demo", history_days=60)
+
+    (request,) = requests_for(DAILY, end - 30 * DAYS, end, now=NOW, plan=short)
+
+    assert request.grade == HOURLY_POINTS
 
 
 def test_the_last_hours_come_in_five_minute_points_and_older_ones_hourly() -> None:
@@ -241,8 +259,9 @@ def test_an_hour_on_the_edge_of_the_finest_grade_is_asked_for_from_well_before_i
 def test_ninety_days_of_which_the_last_has_just_ended_are_asked_for_with_a_margin() -> None:
     now = bucket_start(DAILY, NOW) + timedelta(seconds=30)
     end = bucket_start(DAILY, NOW)
+    short = plan_for("demo", history_days=90)
 
-    (request,) = requests_for(DAILY, end - 90 * DAYS, end, now=now, plan=PRO)
+    (request,) = requests_for(DAILY, end - 90 * DAYS, end, now=now, plan=short)
 
     assert request.grade == HOURLY_POINTS
     assert request.end - request.start <= 90 * DAYS - 5 * MINUTES
@@ -251,8 +270,9 @@ def test_ninety_days_of_which_the_last_has_just_ended_are_asked_for_with_a_margi
 def test_a_day_that_has_just_ended_is_asked_for_from_well_before_it() -> None:
     midnight = bucket_start(DAILY, NOW)
     now = midnight + 2 * MINUTES
+    short = plan_for("demo", history_days=30)
 
-    assert requests_for(DAILY, midnight - DAYS, midnight, now=now, plan=PRO) == [
+    assert requests_for(DAILY, midnight - DAYS, midnight, now=now, plan=short) == [
         ChartRequest(now - DAYS - 10 * MINUTES, now, HOURLY_POINTS)
     ]
 
@@ -286,7 +306,7 @@ def test_a_month_that_begins_beyond_the_reach_is_had_by_its_end() -> None:
     (request,) = requests_for(MONTHLY, start, end, now=now, plan=DEMO)
 
     assert request.start == end - 5 * MINUTES
-    assert request.grade == HOURLY_POINTS
+    assert request.grade == DAILY_POINTS
     with pytest.raises(
         OutOfReach, match=r"'demo' reaches 365 days back: months before .* 2025-03-"
     ):
