@@ -12,6 +12,7 @@ process or a poll by hand all find the same truth.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -306,6 +307,18 @@ class _Run:
 
     def go_on(self, until: datetime) -> PollReport:
         """Fetch and store the chunks that remain."""
+        try:
+            return self._fetch(until)
+        except CollectingError:
+            raise
+        except Exception as unforeseen:
+            # A fault of ours. Filed as a failure it is paused after, too: repeated at every tick it
+            # would pay for the same calls three times a minute.
+            with suppress(psycopg.Error):
+                self.failed(f"PulseGuard itself failed: {type(unforeseen).__name__}: {unforeseen}")
+            raise
+
+    def _fetch(self, until: datetime) -> PollReport:
         pending = list(self._work.chunks(self._report.cycle.details.get("after")))
         failing = bool(self._report.cycle.details.get("failures"))
         # While the provider is down one attempt per poll is enough to see it come back.

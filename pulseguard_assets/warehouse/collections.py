@@ -145,15 +145,15 @@ def fail_crashed(
 
     Call it as the only collector of these kinds: then a row that says `running` and is not the one
     that waits to be resumed has nobody working on it. Runs that read history are another's: they
-    are filed as `manual` too, and go on beside the polls.
+    are filed as `manual` too, and go on beside the polls. Of whatever kind, a row without a sign of
+    life for `SILENT_FOR` is taken for crashed; should it live, it writes how it ended itself.
     """
     cursor = connection.execute(
         "UPDATE collection_status SET status = 'failed', end_time = %s, "
         "error_message = 'The process that ran this cycle ended before the cycle did.' "
-        "WHERE status = 'running' AND collection_type = ANY (%s) "
-        "AND (id IS DISTINCT FROM %s OR heartbeat_at < %s) "
-        "AND NOT coalesce(batch_details ? 'history', false)",
-        (now, list(kinds), resumable, now - SILENT_FOR),
+        "WHERE status = 'running' AND (heartbeat_at < %s OR collection_type = ANY (%s) "
+        "AND id IS DISTINCT FROM %s AND NOT coalesce(batch_details ? 'history', false))",
+        (now, now - SILENT_FOR, list(kinds), resumable),
     )
     return cursor.rowcount
 

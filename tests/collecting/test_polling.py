@@ -453,6 +453,25 @@ def test_a_failed_poll_says_what_happened_and_what_to_do(platform: Platform, tic
     assert (status, processed, calls, error) == ("failed", 0, 3, str(failure.value))
 
 
+def test_a_fault_of_our_own_is_raised_as_it_is_and_paused_after_like_any_other(
+    platform: Platform, ticks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise TypeError("nobody foresaw this")
+
+    monkeypatch.setattr(polling, "put_minutes", broken)
+    with pytest.raises(TypeError, match="nobody foresaw this"):
+        ticks.tick(platform)
+    calls = ticks.provider.calls()["total"]
+
+    ticks.wait(seconds=20)
+    with pytest.raises(PollFailed, match="TypeError: nobody foresaw this"):
+        ticks.tick(platform)
+
+    assert ticks.provider.calls()["total"] == calls
+    assert ticks.statuses() == ["failed"]
+
+
 def test_while_the_pause_after_a_failure_lasts_every_tick_fails_with_the_sentence(
     platform: Platform, ticks: Any
 ) -> None:

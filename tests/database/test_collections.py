@@ -256,3 +256,15 @@ def test_a_run_that_reads_history_is_not_taken_for_a_crashed_poll_by_hand(
     assert fail_crashed(connection, ["manual"], NOW) == 1
 
     assert statuses(connection) == {history.id: "running", by_hand.id: "failed"}
+
+
+@pytest.mark.parametrize("details", [{}, {"history": "daily"}])
+def test_a_row_of_any_kind_is_closed_when_it_was_silent_for_long(
+    connection: psycopg.Connection, details: dict[str, str]
+) -> None:
+    silent = begin_collection(connection, "priority_refresh", NOW, details)
+
+    assert fail_crashed(connection, ["continuous"], NOW + SILENT_FOR) == 0
+    assert fail_crashed(connection, ["continuous"], NOW + SILENT_FOR + timedelta(seconds=1)) == 1
+
+    assert statuses(connection) == {silent.id: "failed"}
