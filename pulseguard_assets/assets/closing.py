@@ -53,7 +53,7 @@ def close_asset(
     timeframe: Timeframe,
     partitions: dg.TimeWindowPartitionsDefinition,
     *,
-    deps: Iterable[dg.AssetKey],
+    deps: Iterable[dg.AssetKey | dg.AssetDep],
     partitions_per_run: int,
     description: str,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:

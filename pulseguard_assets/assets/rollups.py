@@ -6,6 +6,7 @@ Belongs here: the assets. Does not: how closes are merged (`sql/`), how a window
 
 # No `from __future__ import annotations` here: Dagster looks at the annotations as they are.
 
+import warnings
 from datetime import date
 
 import dagster as dg
@@ -33,7 +34,7 @@ def _rollup(timeframe: Timeframe, start: date) -> dg.AssetsDefinition:
     @close_asset(
         timeframe,
         partitions_of(timeframe, start),
-        deps=[dg.AssetKey(child.table), MARKET_CHART],
+        deps=[dg.AssetDep(child.table, partition_mapping=_within()), MARKET_CHART],
         partitions_per_run=_PARTITIONS_PER_RUN[timeframe.name],
         description=with_query(
             f"The last {child.name} close of every coin, per UTC bucket, from {child.table}. "
@@ -55,3 +56,19 @@ def _rollup(timeframe: Timeframe, start: date) -> dg.AssetsDefinition:
             return fill(context, platform, connection, timeframe, config, now=platform.clock())
 
     return rollup
+
+
+def _within() -> dg.TimeWindowPartitionMapping:
+    """A window rests on the child windows within it, those to come included.
+
+    By default Dagster refuses to backfill the open day, because the hours that are still to come
+    have no partitions yet.
+    """
+    with warnings.catch_warnings():
+        # Beta in 1.13.
+        warnings.filterwarnings(
+            "ignore",
+            message="Parameter `allow_nonexistent_upstream_partitions`",
+            category=dg.BetaWarning,
+        )
+        return dg.TimeWindowPartitionMapping(allow_nonexistent_upstream_partitions=True)

@@ -63,8 +63,9 @@ def put_minutes(
     """
     if minutes.is_empty():
         return Put(0, 0)
-    ordered = _in_order(minutes)
-    first, last = _span(ordered, fallback=now)
+    minutes = minutes.match_to_schema(MINUTES_SCHEMA)
+    first, last = _span(minutes, fallback=now)
+    ordered = _in_order(minutes, one_label=first == last)
     if last <= now:
         try:
             with connection.transaction():
@@ -84,10 +85,8 @@ def _lock_hours(connection: Connection, first: datetime, last: datetime) -> None
     connection.execute("SELECT lock_buckets('hourly', %s, %s)", (first, last), prepare=False)
 
 
-def _in_order(minutes: pl.DataFrame) -> pl.DataFrame:
+def _in_order(minutes: pl.DataFrame, *, one_label: bool) -> pl.DataFrame:
     """By coin and minute; a poll's answer of one minute comes so, and needs only a look at it."""
-    minutes = minutes.match_to_schema(MINUTES_SCHEMA)
-    one_label = minutes["minute_ts"].n_unique() == 1
     if one_label and minutes["coin_id"].is_sorted():
         return minutes
     return minutes.sort("coin_id", "minute_ts")

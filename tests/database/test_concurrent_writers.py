@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import psycopg
 import pytest
@@ -345,15 +345,41 @@ def _clean_many(session: Session, number: int) -> list[Observation]:
     return []
 
 
-def test_a_storm_of_all_of_them_ends_in_the_closes_of_the_raw_stream(
-    connection: psycopg.Connection, others: Callable[..., psycopg.Connection]
-) -> None:
+def _storm(others: Callable[..., psycopg.Connection]) -> list[Background]:
     workers = []
     work = (_put_many, _put_many, _insert_many, _roll_up_many, _clean_many, _clean_many)
     for number, storm in enumerate(work, start=1):
         session = others()
         workers.append(Background(lambda f=storm, c=session, n=number: f(c, n)))  # type: ignore[misc]
-    observations = [seen for worker in workers for seen in worker.result()]
+    return workers
+
+
+def test_a_storm_of_all_of_them_ends_in_the_closes_of_the_raw_stream(
+    connection: psycopg.Connection, others: Callable[..., psycopg.Connection]
+) -> None:
+    observations = [seen for worker in _storm(others) for seen in worker.result()]
     roll_up_all(connection)
     for timeframe in (DAILY, WEEKLY, MONTHLY):
         assert stored(connection, timeframe) == expected(timeframe, observations)
+
+
+def test_a_reader_of_any_table_never_sees_a_close_go_back_in_a_storm(
+    others: Callable[..., psycopg.Connection],
+) -> None:
+    reader, workers = others(), _storm(others)
+    newest: dict[tuple[str, str, datetime], tuple[datetime, datetime]] = {}
+    looks = 0
+    while any(worker.running for worker in workers) or not looks:
+        looks += 1
+        for timeframe in (HOURLY, DAILY, WEEKLY, MONTHLY):
+            rows = reader.execute(
+                f"SELECT coin_id, {timeframe.label}, close_ts, created_at FROM {timeframe.table}"
+            ).fetchall()
+            for coin, label, *order in rows:
+                bucket = (timeframe.name, coin, label)
+                assert tuple(order) >= newest.get(bucket, tuple(order)), bucket
+                newest[bucket] = (order[0], order[1])
+    for worker in workers:
+        worker.result()
+    assert looks > 3
+    assert {name for name, _, _ in newest} == {"hourly", "daily", "weekly", "monthly"}
