@@ -29,7 +29,7 @@ from pulseguard_assets.collecting.errors import SweepFailed
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.collecting.polling import poll_by_hand
 from pulseguard_assets.collecting.sweep import sweep
-from pulseguard_assets.simulator.charts import five_minute_stamp, hourly_close_stamp
+from pulseguard_assets.simulator.charts import five_minute_stamp
 from pulseguard_assets.simulator.server import RunningSimulator
 from pulseguard_assets.timeframes import DAILY, Timeframe
 from pulseguard_assets.warehouse.connection import DatabaseUnavailable
