@@ -469,7 +469,9 @@ def test_a_server_deaf_to_the_first_signal_gets_the_second(tmp_path: Path) -> No
     os.close(reading)
     output = tmp_path / "output"
     os.mkfifo(output)
-    keeper = module._Keeper(["/bin/sh", "-c", "sleep 600 & " + script], output)
+    # A shell cannot trap what it was started to ignore, as a shell's background jobs are.
+    shell = ["env", "--default-signal=INT,QUIT", "/bin/sh"]
+    keeper = module._Keeper([*shell, "-c", "sleep 600 & " + script], output)
     keeper.start()
     with output.open("rb") as said:
         assert select.select([said], [], [], 20)[0]
