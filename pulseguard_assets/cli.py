@@ -30,11 +30,12 @@ from pulseguard_assets.coingecko.planner import (
 )
 from pulseguard_assets.coingecko.plans import PLANS, plan_for
 from pulseguard_assets.collecting.errors import CollectingError
+from pulseguard_assets.collecting.planning import COINS_THERE_ARE
 from pulseguard_assets.running.address import AddressUnusable
 from pulseguard_assets.running.demo import demo_settings, free_port
 from pulseguard_assets.running.instance import Folders, InstanceError, running_pid
 from pulseguard_assets.running.platform import Options, up
-from pulseguard_assets.running.polling import COINS_THERE_ARE, in_words, polling_in_force
+from pulseguard_assets.running.polling import in_words, polling_in_force
 from pulseguard_assets.running.screen import Screen
 from pulseguard_assets.running.supervisor import ChildFailed
 from pulseguard_assets.settings import Settings, SettingsError, load_settings

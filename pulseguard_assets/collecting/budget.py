@@ -22,14 +22,11 @@ from pulseguard_assets.coingecko.planner import (
     sweep_calls,
 )
 from pulseguard_assets.coingecko.plans import Plan
-from pulseguard_assets.collecting.planning import plan_in_force
+from pulseguard_assets.collecting.planning import COINS_THERE_ARE, plan_in_force
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.settings import Settings
 from pulseguard_assets.warehouse.coins import coins_to_poll
 from pulseguard_assets.warehouse.ledger import spent_this_month
-
-# "All there are" before a sweep has counted them: the provider listed about 18,000 in 2026.
-COINS_THERE_ARE = 18_000
 
 
 @dataclass(frozen=True)

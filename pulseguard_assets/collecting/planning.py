@@ -8,6 +8,9 @@ from __future__ import annotations
 from pulseguard_assets.coingecko.plans import Plan, plan_for
 from pulseguard_assets.settings import Settings
 
+# "All there are" before they have been counted: the provider listed about 18,000 in 2026.
+COINS_THERE_ARE = 18_000
+
 
 def plan_in_force(settings: Settings) -> Plan:
     """The plan with the user's figures in place of the published ones."""

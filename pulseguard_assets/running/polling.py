@@ -7,11 +7,8 @@ Does not: the arithmetic, or counting calls.
 from __future__ import annotations
 
 from pulseguard_assets.coingecko.planner import PollingPlan, plan_polling
-from pulseguard_assets.collecting.planning import plan_in_force
+from pulseguard_assets.collecting.planning import COINS_THERE_ARE, plan_in_force
 from pulseguard_assets.settings import Settings
-
-# "All there are" before they have been counted: the provider listed about 18,000 in 2026.
-COINS_THERE_ARE = 18_000
 
 
 def polling_in_force(settings: Settings) -> PollingPlan:
