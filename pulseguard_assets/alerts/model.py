@@ -1,6 +1,6 @@
 """What is known of something that is wrong: as it was found, and as it is recorded.
 
-Belongs here: the two, as data. Does not: any rule; those are in `sql/`.
+Belongs here: both, as data. Does not: any rule; those are in `sql/`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Finding:
         occurrences: how often it happened since the cause began, such as the failures in a row. A
             counter: what it has more than in the last round is added, and a smaller figure counts
             as begun anew. So it is no place for a figure that goes up and down.
+        explained_by: beginnings of causes. While one of them lasts, or has just ended, this is its
+            consequence and nobody is told of it; see `without_consequences`.
     """
 
     area: str
@@ -39,6 +41,22 @@ class Finding:
     link: str | None = None
     help: str | None = None
     occurrences: int = 1
+    explained_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was looked at, and what was found there.
+
+    Attributes:
+        areas: all that could be looked at, also where nothing was found: see `observe`.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    areas: tuple[str, ...] = ()
+
+    def __add__(self, other: Look) -> Look:
+        return Look(self.findings + other.findings, self.areas + other.areas)
 
 
 @dataclass(frozen=True)
