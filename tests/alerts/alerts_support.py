@@ -5,13 +5,18 @@ Belongs here: what knows of no single test. Does not: fixtures (`conftest.py`).
 
 from __future__ import annotations
 
+import json
 import socketserver
+import threading
 import time
 from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from email import message_from_bytes, policy
 from email.message import EmailMessage
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from pydantic import SecretStr
@@ -69,6 +74,56 @@ class Sink:
     def titles(self) -> list[str]:
         """The titles of what was accepted."""
         return [each.title for each in self.received]
+
+
+@contextmanager
+def serving_webhook() -> Iterator[Sink]:
+    """Takes what `json://`, Mattermost and Slack post; answers 503 while it accepts nothing.
+
+    Below `/moved` it sends to another page, which would answer 200 to anybody.
+    """
+    sink = Sink()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path.startswith("/moved"):
+                self.send_response(302)
+                self.send_header("Location", "/somewhere")
+            else:
+                accepted = sink.took(read_webhook(self.path, payload))
+                # What a service says of a request may well repeat it.
+                self.send_response(200 if accepted else 503, f"no {self.path}")
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        sink.port = server.server_port
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield sink
+        server.shutdown()
+
+
+@contextmanager
+def serving_mailbox() -> Iterator[Sink]:
+    """A mail server that wants a user and a password; answers 451 while it accepts nothing."""
+    sink = Sink()
+    handler = type("Handler", (MailHandler,), {"sink": sink})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        sink.port = server.server_address[1]
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield sink
+        server.shutdown()
 
 
 def read_webhook(path: str, payload: Any) -> Received:

@@ -1,14 +1,9 @@
-"""Sinks on loopback, by HTTP and by SMTP: they receive what a person would read."""
+"""Sinks on loopback, and rounds of a watchdog."""
 
 from __future__ import annotations
 
-import json
-import socketserver
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import psycopg
 import pytest
@@ -21,10 +16,10 @@ from alerts_support import (
     UI,
     USER,
     Addresses,
-    MailHandler,
     Sink,
     after,
-    read_webhook,
+    serving_mailbox,
+    serving_webhook,
 )
 from apprise.plugins.email import NotifyEmail
 from apprise.plugins.mattermost import NotifyMattermost
@@ -36,52 +31,16 @@ from pulseguard_assets.alerts.incidents import Finding, Round, observe
 
 @pytest.fixture
 def webhook() -> Iterator[Sink]:
-    """Takes what `json://`, Mattermost and Slack post; answers 503 while it accepts nothing.
-
-    Below `/moved` it sends to another page, which would answer 200 to anybody.
-    """
-    sink = Sink()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if self.path.startswith("/moved"):
-                self.send_response(302)
-                self.send_header("Location", "/somewhere")
-            else:
-                accepted = sink.took(read_webhook(self.path, payload))
-                # What a service says of a request may well repeat it.
-                self.send_response(200 if accepted else 503, f"no {self.path}")
-            self.send_header("Content-Length", "2")
-            self.end_headers()
-            self.wfile.write(b"ok")
-
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        sink.port = server.server_port
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    """See `serving_webhook`."""
+    with serving_webhook() as sink:
         yield sink
-        server.shutdown()
 
 
 @pytest.fixture
 def mailbox() -> Iterator[Sink]:
-    """A mail server that wants a user and a password; answers 451 while it accepts nothing."""
-    sink = Sink()
-    handler = type("Handler", (MailHandler,), {"sink": sink})
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        sink.port = server.server_address[1]
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    """See `serving_mailbox`."""
+    with serving_mailbox() as sink:
         yield sink
-        server.shutdown()
 
 
 @pytest.fixture
