@@ -30,9 +30,9 @@ from psycopg import Connection, conninfo, sql
 
 from pulseguard_assets.warehouse.closes import MINUTES_SCHEMA, put_minutes
 from pulseguard_assets.warehouse.connection import connect
+from pulseguard_assets.warehouse.copying import copy_frame
 from pulseguard_assets.warehouse.embedded import EmbeddedPostgres
 from pulseguard_assets.warehouse.migrations import migrate
-from pulseguard_assets.warehouse.statements import copy_frame
 
 HOUR = datetime(2026, 11, 10, 10, tzinfo=timezone.utc)
 ROUNDS, MINUTES, UNCOUNTED = 4, 10, 2

@@ -69,7 +69,7 @@ KNOWN_ERRORS = (
 )
 EXIT_KNOWN_ERROR = 2
 
-# Name -> where it is, and its line in the help.
+# Name -> where it is, and its line in the help; without one it is not for people, and not shown.
 LoadedWhenCalled = Mapping[str, tuple[str, str]]
 _OF_MAIN: LoadedWhenCalled = {
     "alert-test": (
@@ -84,9 +84,14 @@ _OF_MAIN: LoadedWhenCalled = {
         "pulseguard_assets.alerts.command:list_incidents",
         "What is wrong now, and what to do about it.",
     ),
+    "lookout": ("pulseguard_assets.alerts.lookout:lookout", ""),
     "simulate": (
         "pulseguard_assets.simulator.command:simulate",
         "Serve simulated prices over CoinGecko's API.",
+    ),
+    "status": (
+        "pulseguard_assets.alerts.status_command:status_command",
+        "Is it well? Exit code 0, 1 or 2.",
     ),
 }
 _OF_PLAN: LoadedWhenCalled = {
@@ -110,7 +115,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self._loaded_when_called:
             # Asked for by the help, which shows one line of it; a call goes on to the real one.
-            return click.Command(cmd_name, short_help=self._loaded_when_called[cmd_name][1])
+            line = self._loaded_when_called[cmd_name][1]
+            return click.Command(cmd_name, short_help=line, hidden=not line)
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(

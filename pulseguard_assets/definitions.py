@@ -10,6 +10,7 @@ import dagster as dg
 from pulseguard_assets.assets.checks import close_checks
 from pulseguard_assets.assets.coin_priorities import coin_priorities
 from pulseguard_assets.assets.freshness import with_freshness
+from pulseguard_assets.assets.incidents import incidents
 from pulseguard_assets.assets.minute_close import minute_close_asset
 from pulseguard_assets.assets.operations import operations_assets
 from pulseguard_assets.assets.partitions import partitions_of
@@ -21,6 +22,7 @@ from pulseguard_assets.automation.repair import repair_sensor
 from pulseguard_assets.automation.rolling_up import rollup_schedules
 from pulseguard_assets.automation.sweeping import sweep_schedule
 from pulseguard_assets.automation.upkeep import upkeep_schedules
+from pulseguard_assets.automation.watchdog import watchdog_schedule
 from pulseguard_assets.collecting.budget import expected_cadence
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.settings import load_settings
@@ -44,6 +46,7 @@ def build_defs(platform: Platform | None = None) -> dg.Definitions:
                 with_freshness(cadence), [minute_close_asset(start), *rollup_assets(start)]
             ),
             *operations_assets(),
+            incidents,
         ],
         asset_checks=close_checks(),
         schedules=[
@@ -51,6 +54,7 @@ def build_defs(platform: Platform | None = None) -> dg.Definitions:
             *rollup_schedules(start),
             *upkeep_schedules(),
             *check_schedules(),
+            watchdog_schedule(),
         ],
         sensors=[price_sensor(partitions_of(MINUTE, start)), repair_sensor()],
         resources={"platform": platform},

@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Mapping
 
+from pydantic import SecretStr
+
 from pulseguard_assets.resources import shipped
 from pulseguard_assets.running.instance import Folders
 from pulseguard_assets.running.probes import code_server_probe, http_probe
@@ -49,9 +51,10 @@ def _inherited(given: Mapping[str, str] | None) -> dict[str, str]:
 
     PYTHONSAFEPATH stays out although every child is started by `python -m`: Dagster takes the
     first entry of the path for the script's folder and removes it, whatever it is. The folder
-    they run in holds no modules.
+    they run in holds no modules. PGTZ outranks the time zone that a URL asks for, and Dagster would
+    then write its times, which bear no zone, by hours off.
     """
-    ours = (PREFIX, "DAGSTER_", "PYTHONSAFEPATH")
+    ours = (PREFIX, "DAGSTER_", "PYTHONSAFEPATH", "PGTZ")
     source = os.environ if given is None else given
     return {
         **{name: value for name, value in source.items() if not name.upper().startswith(ours)},
@@ -64,7 +67,13 @@ def _inherited(given: Mapping[str, str] | None) -> dict[str, str]:
 
 def _settings_as_variables(settings: Settings) -> dict[str, str]:
     shown = {name: value for name, value in settings.public().items() if value is not None}
-    secrets = {"database_url": settings.database_url, "api_key": settings.api_key}
+    secrets = {
+        "database_url": settings.database_url,
+        "api_key": settings.api_key,
+        "heartbeat_url": settings.heartbeat_url,
+        # An address may hold commas, but no line break.
+        "alert_urls": SecretStr("\n".join(url.get_secret_value() for url in settings.alert_urls)),
+    }
     # An empty list of coins is written as a comma: an empty variable counts as not set.
     variables = {variable_of(name): str(value) or "," for name, value in shown.items()}
     for name, secret in secrets.items():
@@ -124,6 +133,16 @@ def daemon(folders: Folders, variables: Mapping[str, str]) -> ChildSpec:
             *(sys.executable, "-m", "dagster._daemon", "run"),
             *("--workspace", str(shipped("workspace.yaml"))),
         ),
+        environment=variables,
+        directory=folders.dagster_home,
+    )
+
+
+def lookout(folders: Folders, variables: Mapping[str, str]) -> ChildSpec:
+    """The process that tells of what Dagster cannot tell of itself: that it does not run."""
+    return ChildSpec(
+        name="lookout",
+        command=(sys.executable, "-m", "pulseguard_assets.cli", "lookout"),
         environment=variables,
         directory=folders.dagster_home,
     )

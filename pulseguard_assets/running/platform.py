@@ -28,6 +28,7 @@ from pulseguard_assets.running.instance import (
     prepare,
 )
 from pulseguard_assets.running.polling import polling_in_force
+from pulseguard_assets.running.processes import ProcessFile
 from pulseguard_assets.running.screen import Screen
 from pulseguard_assets.running.supervisor import (
     ChildSpec,
@@ -101,6 +102,7 @@ class _Platform:
         self._embedded: EmbeddedPostgres | None = None
         self._hold: DatabaseHold | None = None
         self._supervisor: Supervisor | None = None
+        self._processes = ProcessFile(self._folders, screen.say)
 
     async def run(self) -> None:
         # From the first moment: the default answer to SIGUSR1 is to die.
@@ -121,6 +123,7 @@ class _Platform:
         """A second signal: whoever sends it does not want to wait."""
         if self._supervisor is not None:
             self._supervisor.kill()
+        self._processes.remove()
         # The guardian and the kernel (see `launcher.py`) end what is left, cleanly and soon.
         os._exit(EXIT_KILLED)
 
@@ -132,6 +135,7 @@ class _Platform:
         lock = stack.enter_context(locked(folders))
         claim(folders, self._options.purpose)
         prepare(folders)
+        stack.enter_context(self._processes)
         self._screen.settings(self._settings, folders, simulated=self._simulated)
         guardian = await stack.enter_async_context(_guardian(holding=lock))
         with step("database") as done:
@@ -148,6 +152,7 @@ class _Platform:
                 guardian=guardian,
                 say=self._screen.say,
                 echo=self._screen.echo,
+                publish=self._processes.write,
                 rules=self._options.rules,
             )
         )
@@ -197,6 +202,7 @@ class _Platform:
             children.code_server(folders, variables, definitions=self._options.definitions),
             children.webserver(settings, folders, variables),
             children.daemon(folders, variables),
+            children.lookout(folders, variables),
         ]
 
     async def _look_after(self, guardian: Guardian, stop: asyncio.Event) -> None:

@@ -80,6 +80,7 @@ class Screen:
             "Polling": in_words(polling_in_force(settings)),
             "Prices": _where_prices_are(settings, folders, simulated=simulated),
             "Logs": str(folders.logs),
+            "Alerts": where_alerts_go(settings),
             "Source": _SIMULATED if simulated else _ATTRIBUTION,
             "To stop": "Ctrl-C (twice: at once)",
         }
@@ -97,6 +98,20 @@ def web_address(host: str, port: int) -> str:
     if ":" in shown and not shown.startswith("["):
         shown = f"[{shown}]"
     return f"http://{shown}:{port}"
+
+
+def where_alerts_go(settings: Settings) -> str:
+    """The channels of alerts by kind and place, such as "slack (1), mailto (2)".
+
+    Without loading them, which takes longer than everything else that is shown.
+    """
+    if not settings.alert_urls:
+        return (
+            "nowhere: no channel is configured, so nobody is told when something fails. Set "
+            "PULSEGUARD_ALERT_URLS; `pulseguard alert-test` tries it"
+        )
+    kinds = (url.get_secret_value().partition(":")[0].lower() for url in settings.alert_urls)
+    return ", ".join(f"{kind} ({place})" for place, kind in enumerate(kinds, start=1))
 
 
 def _where_prices_are(settings: Settings, folders: Folders, *, simulated: bool) -> str:

@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from types import TracebackType
 from pulseguard_assets.running.guardian import signal_group
 from pulseguard_assets.running.logs import ChildLog
 from pulseguard_assets.running.probes import NotServing, Probe
+from pulseguard_assets.running.processes import ProcessRecord, State, record_of
 
 Clock = Callable[[], float]
 
@@ -189,6 +190,7 @@ class _Child:
     process: asyncio.subprocess.Process
     reader: asyncio.Task[None]
     started_at: float
+    record: ProcessRecord
     failures: int = 0
     keeper: asyncio.Task[None] | None = None
     # Set to have it replaced at once, which is not a failure.
@@ -203,6 +205,7 @@ class Supervisor:
         guardian: is told of every process group.
         say: takes a sentence for the screen.
         echo: takes every line a child prints; None: only the files get them.
+        publish: takes the list of the children whenever one is started, fails or is stopped.
         rules: times and counts.
         clock: a monotonic clock, in seconds.
     """
@@ -214,6 +217,7 @@ class Supervisor:
         guardian: Guardian,
         say: Callable[[str], None],
         echo: Callable[[str], None] | None = None,
+        publish: Callable[[Sequence[ProcessRecord]], None] | None = None,
         rules: Rules | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -221,6 +225,7 @@ class Supervisor:
         self._guardian = guardian
         self._say = say
         self._echo = echo
+        self._publish = publish
         self._rules = rules or Rules()
         self._clock = clock
         self._children: dict[str, _Child] = {}
@@ -249,11 +254,14 @@ class Supervisor:
         """
         log = ChildLog(self._logs, spec.name, echo=self._echo)
         child = self._children[spec.name] = await self._spawn(spec, log)
+        self._tell(child, "starting")
         try:
             await self._await_ready(child)
         except NotServing as error:
             await self._kill(child)
+            self._tell(child, "stopped")
             raise ChildFailed(self._failure(child, error)) from error
+        self._tell(child, "running")
         child.keeper = asyncio.create_task(self._keep(child), name=f"keep {spec.name}")
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -286,6 +294,7 @@ class Supervisor:
         deadline = self._clock() + self._rules.stop_within
         for child in children:
             await self._stop(child, until=deadline)
+            self._tell(child, "stopped")
         for child in children:
             child.log.close()
         self._children.clear()
@@ -294,6 +303,11 @@ class Supervisor:
         """Kill every child at once; `stop` then finds nothing to wait for."""
         for child in self._children.values():
             signal_group(child.process.pid, signal.SIGKILL)
+
+    def _tell(self, child: _Child, state: State) -> None:
+        child.record = child.record.now(state)
+        if self._publish is not None:
+            self._publish([each.record for each in self._children.values()])
 
     async def _spawn(self, spec: ChildSpec, log: ChildLog) -> _Child:
         # A pipe of our own: with asyncio's, waiting for the process can mean waiting for the
@@ -317,7 +331,8 @@ class Supervisor:
         self._guardian.watch(process.pid)
         log.note(f"started as process {process.pid}")
         reader = asyncio.create_task(_pump(read_end, log), name=f"read {spec.name}")
-        return _Child(spec, log, process, reader, self._clock())
+        record = record_of(spec.name, process.pid)
+        return _Child(spec, log, process, reader, self._clock(), record)
 
     async def _await_ready(self, child: _Child) -> None:
         """Wait for the first good answer; NotServing says why there will be none."""
@@ -345,6 +360,7 @@ class Supervisor:
         """Replace the child whenever it fails. Runs until cancelled."""
         while True:
             failure = await self._watch(child)
+            self._tell(child, "restarting")
             await self._kill(child)
             await self._pause(child, failure)
             while not await self._start_again(child):
@@ -395,12 +411,15 @@ class Supervisor:
         fresh = await self._spawn(child.spec, child.log)
         child.process, child.reader = fresh.process, fresh.reader
         child.started_at = fresh.started_at
+        child.record = child.record.replaced_by(fresh.record)
+        self._tell(child, "restarting")
         try:
             await self._await_ready(child)
         except NotServing as error:
             await self._kill(child)
             await self._pause(child, str(error))
             return False
+        self._tell(child, "running")
         self._say(f"{child.spec.name} is back")
         return True
 

@@ -14,7 +14,8 @@ import polars as pl
 from psycopg import Connection, sql
 
 from pulseguard_assets.timeframes import Timeframe
-from pulseguard_assets.warehouse.statements import copy_frame, one_row
+from pulseguard_assets.warehouse.copying import copy_frame
+from pulseguard_assets.warehouse.statements import one_row
 
 POINTS_SCHEMA = pl.Schema(
     {

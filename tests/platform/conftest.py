@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
+from watching_support import Sink, instance_on
 
 from pulseguard_assets.automation.polling import SENSOR
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.collecting.sweep import sweep
 from pulseguard_assets.definitions import build_defs
 from pulseguard_assets.simulator.server import RunningSimulator
+from pulseguard_assets.warehouse.connection import ensure_dagster_schema
 
 MINUTE_CLOSE = dg.AssetKey("minute_close")
 
@@ -25,6 +30,16 @@ def instance() -> Iterator[dg.DagsterInstance]:
     """A Dagster instance that keeps everything in memory."""
     with dg.DagsterInstance.ephemeral() as instance:
         yield instance
+
+
+@pytest.fixture(scope="session")
+def database_with_dagster(postgres: Any) -> Iterator[str]:
+    """The name of a migrated database that has Dagster's tables as well, to be copied."""
+    with postgres.new_database(postgres.migrated_template()) as dsn:
+        ensure_dagster_schema(dsn)
+        with instance_on(dsn):
+            pass
+        yield dsn.rpartition("/")[2].partition("?")[0]
 
 
 @pytest.fixture
@@ -122,3 +137,28 @@ def failure_of(result: dg.ExecuteInProcessResult) -> str:
 def failure() -> Callable[[dg.ExecuteInProcessResult], str]:
     """`failure(result)`: what the failed step says."""
     return failure_of
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    """A webhook on loopback, for PULSEGUARD_ALERT_URLS."""
+
+    it = Sink()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if it.accepting:
+                it.received.append(payload)
+            self.send_response(200 if it.accepting else 503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        it.url = f"json://127.0.0.1:{server.server_port}/t0ken"
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield it
+        server.shutdown()

@@ -67,7 +67,7 @@ def test_the_definitions_load_in_a_new_process_with_warnings_as_errors(
     )
 
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == "12\n"
+    assert result.stdout == "13\n"
 
 
 def test_a_wrong_setting_is_told_by_its_name_when_the_definitions_load(
@@ -114,6 +114,7 @@ def test_the_provider_is_external_and_all_else_can_be_materialized(graph: Any) -
         "coin_priorities",
         *(timeframe.table for timeframe in TIMEFRAMES),
         "dagster_housekeeping",
+        "incidents",
         "maintenance",
         "retention_cleanup",
     }

@@ -41,6 +41,13 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         {"always_include": ",", "keep_minute": "3 days", "keep_weekly": "60 weeks"},
         {"calls_per_minute": 9, "credits_per_month": 10_000, "history_days": 30, "port": 3999},
         {"base_url": "http://127.0.0.1:8080/api/v3", "reserve_percent": "12.5", "host": "::1"},
+        {
+            "alert_urls": "mailto://me:pa%2Css@example.org?to=me@example.org,you@example.org\n"
+            "json://example.org/a,b,",
+            "heartbeat_url": "https://example.org/ping/hidden?a=b,c",
+            "alert_reminder": "90 minutes",
+            "ui_url": "https://pulse.example.org/",
+        },
         {"always_include": "bitcoin,0-5x-long-algorand-token", "history_start": "2026-02-03"},
     ],
 )
@@ -67,6 +74,7 @@ def test_the_children_inherit_the_environment_but_no_setting_that_up_did_not_rea
         "PULSEGUARD_API_KEY": "CG-of-somebody",
         "DAGSTER_HOME": "/elsewhere",
         "PYTHONSAFEPATH": "1",
+        "PGTZ": "Asia/Kolkata",
     }
     variables = children.environment(
         load_settings(data_dir=tmp_path), Folders(tmp_path), DSN, inherited
@@ -74,18 +82,26 @@ def test_the_children_inherit_the_environment_but_no_setting_that_up_did_not_rea
     assert variables["PATH"] == "/bin"
     assert variables["DAGSTER_HOME"] == str(tmp_path / "dagster")
     assert variables["PULSEGUARD_DAGSTER_DATABASE_URL"].startswith("postgresql+psycopg2://")
-    assert not {"PULSEGUARD_API_KEY", "PYTHONSAFEPATH"} & set(variables)
+    assert not {"PULSEGUARD_API_KEY", "PYTHONSAFEPATH", "PGTZ"} & set(variables)
 
 
 def test_no_secret_is_on_a_command_line(tmp_path: Path) -> None:
     dsn = "postgresql://me:hidden@db.example.org/prices"
-    settings = load_settings(data_dir=tmp_path, plan="demo", api_key="CG-hidden", database_url=dsn)
+    settings = load_settings(
+        data_dir=tmp_path,
+        plan="demo",
+        api_key="CG-hidden",
+        database_url=dsn,
+        alert_urls="json://example.org/hidden",
+        heartbeat_url="https://example.org/hidden",
+    )
     folders = Folders(tmp_path)
     variables = children.environment(settings, folders, dsn, inherited={})
     for spec in (
         children.code_server(folders, variables),
         children.webserver(settings, folders, variables),
         children.daemon(folders, variables),
+        children.lookout(folders, variables),
         children.simulator(1, folders, inherited={}),
     ):
         assert "hidden" not in " ".join(spec.command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -52,6 +54,40 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
     text = welcome(settings, simulated=False)
     assert "hidden" not in text
     assert "db.example.org" in text
+
+
+def test_the_welcome_says_where_alerts_go_by_kind_and_place(tmp_path: Path) -> None:
+    urls = f"slack://{'a' * 9}/{'b' * 9}/{'c' * 24}\nmailto://me:hidden@example.org"
+    text = welcome(load_settings(data_dir=tmp_path, alert_urls=urls), simulated=False)
+    assert "  Alerts         slack (1), mailto (2)\n" in text
+    assert "hidden" not in text
+    assert "example.org" not in text
+    assert "aaa" not in text
+
+
+def test_the_welcome_says_that_nobody_is_told_where_no_channel_is_configured(
+    tmp_path: Path,
+) -> None:
+    text = welcome(load_settings(data_dir=tmp_path), simulated=False)
+    assert "  Alerts         nowhere: no channel is configured, so nobody is told" in text
+    assert "PULSEGUARD_ALERT_URLS" in text
+    assert "`pulseguard alert-test`" in text
+
+
+def test_the_welcome_needs_no_library_of_channels(tmp_path: Path) -> None:
+    shown = (
+        "import sys\n"
+        "from pulseguard_assets.running.screen import where_alerts_go\n"
+        "from pulseguard_assets.settings import load_settings\n"
+        "print(where_alerts_go(load_settings()))\n"
+        "print([name for name in ('apprise', 'dagster', 'polars') if name in sys.modules])\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", shown], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    where, loaded = told.stdout.splitlines()
+    assert where.startswith("nowhere")
+    assert loaded == "[]"
 
 
 def test_steps_tell_how_long_they_took_and_events_when_they_happened() -> None:

@@ -1,0 +1,257 @@
+"""A failed sensor raises an alert: a running platform in every trouble at once, and its alerts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from alerts_support import Sink, serving_mailbox, serving_webhook
+from playwright.sync_api import Browser, Page, expect
+from up_support import REAL, STAND_IN, Up, eventually
+
+from pulseguard_assets.simulator.limits import Limits
+from pulseguard_assets.simulator.server import RunningSimulator, running_simulator
+from pulseguard_assets.warehouse.embedded import running_dsn
+
+pytestmark = pytest.mark.timeout(1500)
+
+ARTEFACTS = Path(__file__).parent.parent / "artefacts"
+KEY, HOOK_TOKEN, MAIL_PASSWORD = "CG-NurFuerDieseProbe", "gehe1mes-T0ken", "Pass-W0rt-der-Post"
+PRICES = "sensor:coingecko_price_sensor:FAILING"
+# What an alert may take, by the promise: two minutes to be named, two cadences for prices.
+NAMED_WITHIN = timedelta(minutes=2)
+MINUTES = "SELECT count(DISTINCT minute_ts) FROM minute_close"
+
+
+@contextmanager
+def _alerting(
+    start: Callable[..., Up], provider: RunningSimulator, hook: Sink, mail: Sink
+) -> Iterator[Up]:
+    up = start(
+        "up",
+        program=STAND_IN,
+        DEFINITIONS_OF_THIS_TEST="alerting_definitions",
+        PULSEGUARD_PLAN="pro",
+        PULSEGUARD_API_KEY=KEY,
+        PULSEGUARD_BASE_URL=provider.url,
+        PULSEGUARD_MODE="20",
+        PULSEGUARD_ALERT_URLS=f"json://127.0.0.1:{hook.port}/{HOOK_TOKEN},"
+        f"mailto://pulse:{MAIL_PASSWORD}@127.0.0.1:{mail.port}"
+        "?from=pulse@example.com&to=me@example.com",
+    )
+    up.wait_until_up()
+    yield up
+
+
+def _rows(up: Up, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+    dsn = running_dsn(up.folders.root)
+    assert dsn is not None
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(statement.encode(), parameters).fetchall()
+
+
+def _open(up: Up) -> dict[str, tuple[datetime, int]]:
+    """The causes of the open incidents: since when, and how often."""
+    found = _rows(
+        up,
+        "SELECT cause, first_seen, occurrences FROM incidents WHERE resolved_at IS NULL",
+    )
+    return {cause: (since, times) for cause, since, times in found}
+
+
+def _messages(sink: Sink, *words: str) -> list[str]:
+    """Titles of what a sink has received that have all these words."""
+    return [title for title in sink.titles() if all(word in title for word in words)]
+
+
+def _status(up: Up) -> tuple[int, dict[str, Any]]:
+    """What `pulseguard status --json` says, and its exit code."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PULSEGUARD_")}
+    done = subprocess.run(
+        [sys.executable, *REAL, "status", "--json"],
+        env={**kept, "PULSEGUARD_DATA_DIR": str(up.data_dir)},
+        cwd=up.data_dir.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def _page(browser: Browser, up: Up, path: str) -> Page:
+    page = browser.new_page(viewport={"width": 1500, "height": 950})
+    page.set_default_timeout(60_000)
+    page.goto(f"http://127.0.0.1:{up.port}{path}")
+    return page
+
+
+def _keep(page: Page, name: str) -> None:
+    ARTEFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTEFACTS / f"{name}.png")
+    page.close()
+
+
+def _switch_off(browser: Browser, up: Up, sensor: str) -> datetime:
+    """Stop a sensor as a person does: by its switch in the web interface."""
+    page = _page(browser, up, f"/locations/pulseguard/sensors/{sensor}")
+    page.locator("label:has(input[type=checkbox])").first.click()
+    expect(page.locator("input[type=checkbox]").first).not_to_be_checked()
+    page.close()
+    return datetime.now(timezone.utc)
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def test_every_trouble_is_told_once_by_its_name_and_ends_by_itself(
+    start: Callable[..., Up], browser: Browser
+) -> None:
+    with (
+        running_simulator(coins=50, limits=Limits(host="pro")) as provider,
+        serving_webhook() as hook,
+        serving_mailbox() as mail,
+        _alerting(start, provider, hook, mail) as up,
+    ):
+        begun = _now()
+        eventually("a first minute", lambda: up.query(MINUTES) >= 1)
+        stopped = _switch_off(browser, up, "stoppable")
+        _each_is_named(up, begun, stopped)
+        _the_provider_goes_down_and_comes_back(up, provider, hook, mail)
+        _a_channel_is_down(up, browser, hook)
+        _the_daemon_is_gone(up, browser)
+        _a_hundred_failures_are_one_incident(up, hook)
+        _a_person_can_read_it(up, browser, hook, mail)
+
+
+def _each_is_named(up: Up, begun: datetime, stopped: datetime) -> None:
+    since = {
+        "sensor:raising:FAILING": begun,
+        "sensor:hanging:HUNG": begun,
+        "sensor:forgotten:NEVER": begun,
+        "sensor:stoppable:STOPPED": stopped,
+    }
+    eventually("each is named", lambda: since.keys() <= _open(up).keys(), within=150)
+    found = _open(up)
+    for cause, instant in since.items():
+        assert found[cause][0] - instant <= NAMED_WITHIN, cause
+    assert found.keys() == since.keys(), "nothing else is wrong, and none has two names"
+
+
+def _the_provider_goes_down_and_comes_back(
+    up: Up, provider: RunningSimulator, hook: Sink, mail: Sink
+) -> None:
+    provider.fault("server_error", status=503)
+    down = _now()
+    eventually("the outage is an incident", lambda: PRICES in _open(up), within=180)
+    # Two cadences of a minute, of which the first may have just been polled, and one round.
+    assert _open(up)[PRICES][0] - down <= timedelta(minutes=3)
+    for sink in (hook, mail):
+        eventually("told", lambda sink=sink: _messages(sink, "coingecko_price_sensor"), within=60)  # type: ignore[misc]
+    rounds = _rows(up, "SELECT rounds FROM incidents WHERE cause = %s", PRICES)[0][0]
+    eventually(
+        "two more rounds of it",
+        lambda: (
+            _rows(up, "SELECT rounds FROM incidents WHERE cause = %s", PRICES)[0][0] >= rounds + 2
+        ),
+        within=180,
+    )
+    assert not {cause for cause in _open(up) if cause.split(":")[0] not in ("sensor", "check")}
+    for sink in (hook, mail):
+        assert len(_messages(sink, "coingecko_price_sensor")) == 1, sink.titles()
+
+    provider.clear_faults()
+    for sink in (hook, mail):
+        eventually(
+            "the recovery is told",
+            lambda sink=sink: _messages(sink, "coingecko_price_sensor", "recovered"),  # type: ignore[misc]
+            within=420,
+        )
+        assert len(_messages(sink, "coingecko_price_sensor")) == 2, sink.titles()
+
+
+def _a_channel_is_down(up: Up, browser: Browser, hook: Sink) -> None:
+    hook.accepting = False
+    _switch_off(browser, up, "close_repair_sensor")
+    cause = "sensor:close_repair_sensor:STOPPED"
+    eventually("it is an incident", lambda: cause in _open(up), within=150)
+    failed = (
+        "SELECT count(*) FROM dagster.job_ticks WHERE status = 'FAILURE' "
+        "AND tick_body LIKE '%watchdog_schedule%'"
+    )
+    eventually("the watchdog's tick has failed", lambda: up.query(failed) >= 1, within=150)
+    waiting = (
+        "SELECT count(*) FROM incident_messages "
+        "WHERE sent_at IS NULL AND dropped_at IS NULL AND attempts > 0"
+    )
+    assert up.query(waiting) >= 1
+    code, status = _status(up)
+    assert code == 1
+    assert "json (1)" in json.dumps(status)
+    hook.accepting = True
+    eventually("it arrives", lambda: _messages(hook, "close_repair_sensor"), within=300)
+    assert len(_messages(hook, "close_repair_sensor")) == 1
+
+
+def _the_daemon_is_gone(up: Up, browser: Browser) -> None:
+    daemon = up.pid("daemon")
+    # So that nobody starts it again.
+    up.process.send_signal(signal.SIGSTOP)
+    os.kill(daemon, signal.SIGKILL)
+    killed = _now()
+    eventually("the status is down", lambda: _status(up)[0] == 2, within=75)
+    assert _now() - killed <= timedelta(seconds=60)
+    page = _page(browser, up, "/deployment/daemons")
+    expect(page.get_by_text("Running").first).to_be_visible()
+    expect(page.get_by_text("Not running")).to_have_count(0)
+    _keep(page, "daemon_dead_and_green")
+    up.process.send_signal(signal.SIGCONT)
+    eventually("it is back", lambda: "daemon is back" in up.screen)
+
+
+def _a_hundred_failures_are_one_incident(up: Up, hook: Sink) -> None:
+    failures = (
+        "SELECT count(*) FROM dagster.job_ticks WHERE status = 'FAILURE' "
+        "AND tick_body::json ->> 'job_name' = 'raising'"
+    )
+    eventually("100 failing ticks", lambda: up.query(failures) >= 100, within=600)
+    found = "SELECT id, occurrences FROM incidents WHERE cause = 'sensor:raising:FAILING'"
+    eventually("they are counted", lambda: _rows(up, found)[0][1] >= 100, within=150)
+    ((_, times),) = _rows(up, found)
+    assert times <= up.query(failures)
+    assert len(_messages(hook, "raising")) == 1
+
+
+def _a_person_can_read_it(up: Up, browser: Browser, hook: Sink, mail: Sink) -> None:
+    page = _page(browser, up, "/assets/incidents?view=overview")
+    expect(page.get_by_text("Latest materialization")).to_be_visible()
+    expect(page.get_by_text("raising").first).to_be_visible()
+    _keep(page, "incidents")
+    texts = [*hook.received, *mail.received]
+    about = next(each for each in texts if "raising" in each.title)
+    assert "The tide tables of Atlantis are out of print. Order them again." in about.text
+    assert f"http://127.0.0.1:{up.port}/locations/pulseguard/sensors/raising" in about.text
+    for each in texts:
+        assert len(each.title) <= 80
+        assert "Traceback" not in each.text
+    told = "".join(each.title + each.text for each in texts) + up.screen
+    for log in up.folders.logs.iterdir():
+        told += log.read_text("utf-8")
+    for secret in (KEY, HOOK_TOKEN, MAIL_PASSWORD):
+        assert secret not in told
+    ARTEFACTS.mkdir(exist_ok=True)
+    (ARTEFACTS / "messages.txt").write_text(
+        "\n\n---\n\n".join(f"{each.title}\n\n{each.text}" for each in texts), "utf-8"
+    )

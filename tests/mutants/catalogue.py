@@ -1,0 +1,485 @@
+"""The mutants: each breaks one rule, by one exact replacement of text.
+
+Belongs here: what is broken, the rule it breaks (the words of the README's promises), and the
+tests that ought to see it. Does not: running them, which `run.py` does.
+
+A function of `sql/` that a later migration defines anew is broken there, in its last definition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One rule broken.
+
+    Attributes:
+        name: for the command line and the table.
+        rule: what no longer holds.
+        file: from the top of the checkout.
+        old: text that is in the file exactly once.
+        new: what stands there instead.
+        killers: arguments of pytest: the tests to try, the quickest first.
+    """
+
+    name: str
+    rule: str
+    file: str
+    old: str
+    new: str
+    killers: tuple[str, ...]
+
+
+SCHEMA = "sql/001_initial_schema.sql"
+CLOSES = "sql/003_close_rules.sql"
+RETENTION = "sql/004_retention.sql"
+COINS = "sql/007_coins.sql"
+ORDER = "sql/010_order_and_speed.sql"
+HISTORY = "sql/011_history.sql"
+CHECKS = "sql/012_checks.sql"
+LEDGER = "sql/013_release_reserve.sql"
+
+MERGE_TESTS = ("tests/database/test_merge_rule.py",)
+ROLL_UP_TESTS = ("tests/database/test_roll_up.py",)
+RETENTION_TESTS = ("tests/database/test_retention.py",)
+PUT_TESTS = ("tests/database/test_put_staged.py", "tests/database/test_put_minutes.py")
+HISTORY_TESTS = ("tests/database/test_history.py",)
+SCHEMA_TESTS = ("tests/database/test_schema_objects.py",)
+POLLING_TESTS = ("tests/collecting/test_polling.py",)
+CLIENT_TESTS = ("tests/unit/coingecko/test_client.py",)
+LEDGER_TESTS = ("tests/database/test_ledger_sql.py",)
+STREAMS = ("tests/properties/test_any_stream.py",)
+
+_ORDER = "format('(%2$s, %1$s.source <> ''history'', %1$s.created_at)', \"row\", close_ts)"
+
+MUTANTS = (
+    # -- the merge rule ----------------------------------------------------------------------------
+    Mutant(
+        "order without the minute",
+        "the later minute wins",
+        ORDER,
+        _ORDER,
+        "format('(%1$s.source <> ''history'', %1$s.created_at)', \"row\", close_ts)",
+        MERGE_TESTS,
+    ),
+    Mutant(
+        "order without the source",
+        "within a minute, what was seen live beats a point of the past",
+        ORDER,
+        _ORDER,
+        "format('(%2$s, %1$s.created_at)', \"row\", close_ts)",
+        MERGE_TESTS,
+    ),
+    Mutant(
+        "order without the recording",
+        "in the same minute the later recorded wins",
+        ORDER,
+        _ORDER,
+        "format('(%2$s, %1$s.source <> ''history'')', \"row\", close_ts)",
+        MERGE_TESTS,
+    ),
+    Mutant(
+        "first writer wins a tie in a rollup",
+        "the incoming observation is taken if it is at least as late (>=)",
+        ORDER,
+        "AND %6$s >= %7$s",
+        "AND %6$s > %7$s",
+        MERGE_TESTS,
+    ),
+    Mutant(
+        "first writer wins a tie in a minute",
+        "the incoming observation is taken if it is at least as late (>=)",
+        ORDER,
+        "AND %2$s >= %3$s",
+        "AND %2$s > %3$s",
+        ("tests/properties/test_ties.py",),
+    ),
+    Mutant(
+        "last writer wins a minute",
+        "in the same minute the later recorded wins, whichever is stored last",
+        ORDER,
+        "AND %2$s >= %3$s",
+        "",
+        PUT_TESTS,
+    ),
+    Mutant(
+        "last writer wins a rollup",
+        "the later observation wins, whichever is merged last",
+        ORDER,
+        "AND %6$s >= %7$s",
+        "",
+        MERGE_TESTS,
+    ),
+    Mutant(
+        "unknown values carried over",
+        "columns of different observations are never mixed",
+        ORDER,
+        "volume_24h_usd = incoming.volume_24h_usd, coin_rank = incoming.coin_rank,",
+        "volume_24h_usd = coalesce(incoming.volume_24h_usd, stored.volume_24h_usd), "
+        "coin_rank = incoming.coin_rank,",
+        MERGE_TESTS + STREAMS,
+    ),
+    Mutant(
+        "evidence replaced",
+        "evidence is the union of all children and never shrinks",
+        ORDER,
+        "source = incoming.source, close_ts = incoming.close_ts,\n"
+        "            seen = stored.seen | incoming.seen",
+        "source = incoming.source, close_ts = incoming.close_ts,\n            seen = incoming.seen",
+        MERGE_TESTS,
+    ),
+    Mutant(
+        "evidence of an older child lost",
+        "evidence is ORed also when the close stays",
+        ORDER,
+        "WHEN MATCHED AND stored.seen | incoming.seen <> stored.seen",
+        "WHEN MATCHED AND false",
+        MERGE_TESTS,
+    ),
+    Mutant(
+        "writes that change nothing",
+        "repeating any step writes 0 rows",
+        ORDER,
+        "(stored.close_ts, stored.created_at, stored.price_usd, stored.market_cap_usd,",
+        "(NULL::timestamptz, stored.created_at, stored.price_usd, stored.market_cap_usd,",
+        ROLL_UP_TESTS,
+    ),
+    Mutant(
+        "no trigger on INSERT",
+        "the open hour is live",
+        CLOSES,
+        "AFTER INSERT ON minute_close REFERENCING NEW TABLE AS arrived\n    FOR EACH STATEMENT",
+        "AFTER INSERT ON minute_close REFERENCING NEW TABLE AS arrived\n"
+        "    FOR EACH STATEMENT WHEN (false)",
+        MERGE_TESTS,
+    ),
+    Mutant(
+        "no trigger on UPDATE",
+        "a correction reaches the open hour",
+        CLOSES,
+        "AFTER UPDATE ON minute_close REFERENCING NEW TABLE AS arrived\n    FOR EACH STATEMENT",
+        "AFTER UPDATE ON minute_close REFERENCING NEW TABLE AS arrived\n"
+        "    FOR EACH STATEMENT WHEN (false)",
+        MERGE_TESTS,
+    ),
+    Mutant(
+        "gaps carried forward",
+        "no observation, no row",
+        CLOSES,
+        "'arrived', first, last), first, last);\n",
+        "'arrived', first, last), first, last);\n"
+        "    PERFORM add_monthly_partition('hourly_close', last + INTERVAL '1 hour');\n"
+        "    INSERT INTO hourly_close (coin_id, hour_ts, price_usd, created_at)\n"
+        "    SELECT coin_id, hour_ts + INTERVAL '1 hour', price_usd, created_at FROM hourly_close\n"
+        "    WHERE hour_ts = date_trunc('hour', last, 'UTC') ON CONFLICT DO NOTHING;\n",
+        MERGE_TESTS,
+    ),
+    # -- buckets -----------------------------------------------------------------------------------
+    Mutant(
+        "session time zone in a bucket",
+        "buckets are UTC whatever the session's time zone",
+        CLOSES,
+        "AS $$ SELECT date_trunc(t.unit, at, 'UTC') FROM timeframes t WHERE t.name = timeframe $$;",
+        "AS $$ SELECT date_trunc(t.unit, at) FROM timeframes t WHERE t.name = timeframe $$;",
+        ROLL_UP_TESTS + MERGE_TESTS,
+    ),
+    Mutant(
+        "week from Sunday",
+        "a week begins on Monday 00:00",
+        ORDER,
+        "'date_bin(%L, %s, ''2000-01-03 00:00:00+00'')'",
+        "'date_bin(%L, %s, ''2000-01-02 00:00:00+00'')'",
+        ROLL_UP_TESTS,
+    ),
+    Mutant(
+        "month from weeks",
+        "a month is built from days",
+        SCHEMA,
+        "'month',  'daily',  'day',    1,    31)",
+        "'month',  'weekly', 'day',    1,    31)",
+        ROLL_UP_TESTS,
+    ),
+    Mutant(
+        "roll-up takes the next bucket's first child",
+        "a range is half-open: from <= label < to",
+        CLOSES,
+        "FROM public.%2$I WHERE %1$I >= $1 AND %1$I < $2',\n                   child.label_column",
+        "FROM public.%2$I WHERE %1$I >= $1 AND %1$I <= $2',\n                   child.label_column",
+        ROLL_UP_TESTS,
+    ),
+    # -- what is refused ---------------------------------------------------------------------------
+    Mutant(
+        "NaN accepted",
+        "a price is a finite number",
+        SCHEMA,
+        "CHECK (price_usd > 0 AND price_usd < ''Infinity'')",
+        "CHECK (price_usd > 0)",
+        SCHEMA_TESTS,
+    ),
+    Mutant(
+        "price 0 accepted",
+        "a price is positive",
+        SCHEMA,
+        "CHECK (price_usd > 0 AND price_usd < ''Infinity'')",
+        "CHECK (price_usd >= 0 AND price_usd < ''Infinity'')",
+        SCHEMA_TESTS,
+    ),
+    Mutant(
+        "future minute accepted by the fast way",
+        "a minute of the future is faulty",
+        "pulseguard_assets/warehouse/closes.py",
+        "    if last <= now:\n",
+        "    if last is not None:\n",
+        ("tests/database/test_put_minutes.py",),
+    ),
+    Mutant(
+        "future minute accepted by the careful way",
+        "a minute of the future is faulty",
+        ORDER,
+        "WHEN s.minute_ts > put_staged_minutes.now THEN",
+        "WHEN false THEN",
+        PUT_TESTS,
+    ),
+    Mutant(
+        "a bad row fails its batch",
+        "one bad coin never costs its batch",
+        "pulseguard_assets/warehouse/closes.py",
+        "except (psycopg.IntegrityError, psycopg.DataError):",
+        "except psycopg.NotSupportedError:",
+        ("tests/database/test_put_minutes.py",),
+    ),
+    Mutant(
+        "repeated faults not counted",
+        "rejected rows are accounted for one by one",
+        SCHEMA,
+        "times = r.times + 1,",
+        "times = r.times,",
+        ("tests/database/test_put_minutes.py",),
+    ),
+    # -- retention ---------------------------------------------------------------------------------
+    Mutant(
+        "retention by age only",
+        "only dominated rows are deleted",
+        ORDER,
+        "oldest, newest, labels) || proof;",
+        "oldest, newest, labels);",
+        RETENTION_TESTS,
+    ),
+    Mutant(
+        "proof without evidence",
+        "dominated means that the parent has the child's evidence bit",
+        ORDER,
+        "AND %1$I.seen & %4$s <> 0 AND %5$s >= %6$s'",
+        "AND %5$s >= %6$s'",
+        RETENTION_TESTS,
+    ),
+    Mutant(
+        "proof without the close",
+        "dominated means that the parent's close is at least as new",
+        ORDER,
+        "AND %1$I.seen & %4$s <> 0 AND %5$s >= %6$s'",
+        "AND %1$I.seen & %4$s <> 0'",
+        RETENTION_TESTS,
+    ),
+    Mutant(
+        "proof demands a newer close",
+        "a close as new as the child's is enough",
+        ORDER,
+        "AND %1$I.seen & %4$s <> 0 AND %5$s >= %6$s'",
+        "AND %1$I.seen & %4$s <> 0 AND %5$s > %6$s'",
+        RETENTION_TESTS,
+    ),
+    Mutant(
+        "days need one parent only",
+        "daily rows need both their week and their month",
+        ORDER,
+        "' AND ' ORDER BY p.ordinal)\n        FROM timeframes p WHERE p.child = timeframe)",
+        "' OR ' ORDER BY p.ordinal)\n        FROM timeframes p WHERE p.child = timeframe)",
+        RETENTION_TESTS,
+    ),
+    Mutant(
+        "cleanup does not roll up",
+        "cleanup rolls up what it is about to delete",
+        ORDER,
+        "        PERFORM roll_up_parents(timeframe, first, until);\n",
+        "        PERFORM 1;\n",
+        RETENTION_TESTS,
+    ),
+    Mutant(
+        "the row at the cut-off deleted",
+        "a row exactly as old as its period stays",
+        ORDER,
+        "generate_series($1, $2 - INTERVAL ''1 microsecond'', $3)",
+        "generate_series($1, $2, $3)",
+        RETENTION_TESTS,
+    ),
+    Mutant(
+        "current buckets deleted",
+        "rows are kept for their period",
+        RETENTION,
+        "lock_for_cleanup.now - r.keep AS cutoff",
+        "lock_for_cleanup.now AS cutoff",
+        RETENTION_TESTS,
+    ),
+    Mutant(
+        "audit does not count",
+        "what was deleted is counted, to be checked later",
+        ORDER,
+        "PERFORM count_deleted(timeframe, first, deleted - before.late, before.late, now);",
+        "PERFORM 1;",
+        RETENTION_TESTS,
+    ),
+    Mutant(
+        "audit accuses nobody",
+        "more deleted than is carried is reported",
+        ORDER,
+        "> coalesce(e.bits, 0)\n",
+        "> coalesce(e.bits, 0) + 1\n",
+        RETENTION_TESTS,
+    ),
+    Mutant(
+        "undominated partition dropped",
+        "a partition with an undominated row is not dropped",
+        RETENTION,
+        "        IF left_over > 0 THEN\n",
+        "        IF false THEN\n",
+        RETENTION_TESTS,
+    ),
+    Mutant(
+        "partition dropped while its month lasts",
+        "only partitions that end before the period are dropped",
+        RETENTION,
+        "WHERE upper_bound <= cutoff LOOP",
+        "WHERE lower_bound <= cutoff LOOP",
+        RETENTION_TESTS,
+    ),
+    # -- history -----------------------------------------------------------------------------------
+    Mutant(
+        "history replaces a stored minute",
+        "a point of history never replaces a stored minute",
+        ORDER,
+        "WHERE excluded.source <> ''history''\n           AND %2$s >= %3$s",
+        "WHERE %2$s >= %3$s",
+        ("tests/properties/test_ties.py", *PUT_TESTS, *HISTORY_TESTS),
+    ),
+    Mutant(
+        "a point of an hour at its turn",
+        "an hourly or daily point was observed five minutes before the end",
+        HISTORY,
+        "THEN turn - INTERVAL '5 minutes'",
+        "THEN turn",
+        HISTORY_TESTS,
+    ),
+    Mutant(
+        "a point a quarter past left out",
+        "a point stamped up to 15 minutes after the turn closes the bucket before",
+        HISTORY,
+        "stamp - turn <= INTERVAL '15 minutes'",
+        "stamp - turn < INTERVAL '15 minutes'",
+        HISTORY_TESTS,
+    ),
+    Mutant(
+        "points beyond the window",
+        "only observations of [from, to) are stored",
+        HISTORY,
+        '(minute_ts >= "from" AND minute_ts < "to") IS NOT true',
+        '(minute_ts >= "from" AND minute_ts <= "to") IS NOT true',
+        HISTORY_TESTS,
+    ),
+    Mutant(
+        "unsettled points taken for closes",
+        "a price still running is no close",
+        "pulseguard_assets/coingecko/frames.py",
+        "pl.lit(now - UNSETTLED,",
+        "pl.lit(now,",
+        ("tests/unit/coingecko/test_frames.py",),
+    ),
+    # -- what the database says about itself -------------------------------------------------------
+    Mutant(
+        "lacking evidence not told",
+        "a parent that lacks its child's bit is found",
+        CHECKS,
+        "WHEN parent.seen & child.bit = 0 THEN",
+        "WHEN false THEN",
+        ("tests/database/test_checks_sql.py",),
+    ),
+    Mutant(
+        "an old close not told",
+        "a parent that is older than its child is found",
+        CHECKS,
+        "WHEN %8$s > %9$s\n",
+        "WHEN false\n",
+        ("tests/database/test_checks_sql.py",),
+    ),
+    # -- collecting --------------------------------------------------------------------------------
+    Mutant(
+        "minute of the answer",
+        "every row of a tick carries the minute in which the tick began",
+        "pulseguard_assets/collecting/polling.py",
+        "minute_ts=pl.lit(self._report.minute),",
+        "minute_ts=pl.lit(minute_of(answer.received_at)),",
+        POLLING_TESTS,
+    ),
+    Mutant(
+        "recorded at the tick",
+        "created_at is the instant at which the response arrived",
+        "pulseguard_assets/collecting/polling.py",
+        "created_at=pl.lit(answer.received_at),",
+        "created_at=pl.lit(self._report.minute),",
+        POLLING_TESTS,
+    ),
+    Mutant(
+        "a coin deleted by a sweep",
+        "a coin that leaves the list is never deleted",
+        COINS,
+        "BEGIN\n    WITH judged AS (",
+        "BEGIN\n    DELETE FROM coin_priorities c WHERE NOT EXISTS (SELECT FROM minute_close m\n"
+        "        WHERE m.coin_id = c.coin_id)\n"
+        "        AND c.coin_id NOT IN (SELECT s.coin_id FROM pg_temp.staged_coins s);\n"
+        "    WITH judged AS (",
+        ("tests/database/test_coins.py", "tests/collecting/test_sweep.py"),
+    ),
+    Mutant(
+        "credits counted twice",
+        "every attempt costs one credit",
+        LEDGER,
+        "total_calls = day.total_calls + 1,",
+        "total_calls = day.total_calls + 2,",
+        LEDGER_TESTS,
+    ),
+    Mutant(
+        "the first of the month is free",
+        "calls of the month stay within its credits",
+        LEDGER,
+        "WHERE day.date >= this_month;",
+        "WHERE day.date > this_month;",
+        LEDGER_TESTS,
+    ),
+    Mutant(
+        "retry on 4xx",
+        "a definite failure is not tried again",
+        "pulseguard_assets/coingecko/client.py",
+        "except (RateLimitReached, ProviderUnavailable) as error:\n                if number"
+        " == self._limits.attempts or not self._pause(call, error, number):",
+        "except ProviderError as error:\n                if number == self._limits.attempts:",
+        CLIENT_TESTS,
+    ),
+    Mutant(
+        "key in the address",
+        "the key travels in the header and nowhere else",
+        "pulseguard_assets/coingecko/client.py",
+        'url=f"{self._base}{path}?{query}" if query else',
+        'url=f"{self._base}{path}?{query}&x_cg_pro_api_key={self._secret}" if query else',
+        CLIENT_TESTS,
+    ),
+    Mutant(
+        "history spends what was spent",
+        "history takes no call from the polls to come",
+        "pulseguard_assets/collecting/budget.py",
+        "free = max(0, ceiling - spent - calls_to_come(polling, now))",
+        "free = max(0, ceiling - spent)",
+        ("tests/collecting/test_budget.py",),
+    ),
+)
