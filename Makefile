@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: help setup up demo test bench lint
+.PHONY: help setup up demo test soak mutants bench lint
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -31,6 +31,12 @@ demo: setup ## Start the platform against the simulator: no key, no internet
 
 test: setup ## Run all tests
 	$(BIN)/pytest
+
+soak: setup ## Run the long tests
+	$(BIN)/pytest -m soak --timeout 3600
+
+mutants: setup ## Break one rule after the other, and see a test turn red for each
+	$(BIN)/python tests/mutants/run.py
 
 bench: setup ## Measure, and print the figures as tables
 	$(BIN)/python -m benchmarks

@@ -46,10 +46,12 @@ from pulseguard_assets.alerts.warehouse_rules import (
     look_at_windows,
 )
 from pulseguard_assets.alerts.work import look_at_checks, look_at_runs
+from pulseguard_assets.assets.partitions import partitions_of
+from pulseguard_assets.coingecko.backfill import first_within_reach
 from pulseguard_assets.coingecko.planner import PlanCannotPay, PollingPlan
 from pulseguard_assets.collecting.budget import calls_to_come, expected_cadence, polling_of
 from pulseguard_assets.collecting.platform import Platform
-from pulseguard_assets.timeframes import DAILY, HOURLY, MONTHLY, bucket_end
+from pulseguard_assets.timeframes import DAILY, HOURLY, MONTHLY, Timeframe, bucket_end
 from pulseguard_assets.warehouse.ledger import spent_this_month
 
 WATCHDOG = "watchdog_schedule"
@@ -235,16 +237,12 @@ def _credits(sight: _Sight) -> Look:
             spent=spent_this_month(sight.connection, now),
             # Where the plan cannot pay, nothing is polled.
             to_come=0 if polling is None else calls_to_come(polling, now),
-            allowed=_allowed(sight.platform) if polling is None else polling.credits_allowed,
+            allowed=sight.platform.credits_allowed,
             month_end=bucket_end(MONTHLY, now),
+            reserved=sight.platform.credits_reserved,
         ),
         now=now,
     )
-
-
-def _allowed(platform: Platform) -> int | None:
-    credits = platform.plan.credits_per_month
-    return None if credits is None else int(credits * (1 - platform.settings.reserve_percent / 100))
 
 
 def _partitions(sight: _Sight) -> Look:
@@ -252,9 +250,7 @@ def _partitions(sight: _Sight) -> Look:
 
 
 def _hours(sight: _Sight) -> Look:
-    return look_at_windows(
-        sight.connection, HOURLY, now=sight.now, watching_since=sight.watching_since
-    )
+    return _windows(sight, HOURLY)
 
 
 def _retention(sight: _Sight) -> Look:
@@ -262,8 +258,18 @@ def _retention(sight: _Sight) -> Look:
 
 
 def _days(sight: _Sight) -> Look:
+    return _windows(sight, DAILY)
+
+
+def _windows(sight: _Sight, timeframe: Timeframe) -> Look:
+    platform, now = sight.platform, sight.now
+    wanted = partitions_of(timeframe, platform.settings.history_start).start
     return look_at_windows(
-        sight.connection, DAILY, now=sight.now, watching_since=sight.watching_since
+        sight.connection,
+        timeframe,
+        now=now,
+        watching_since=sight.watching_since,
+        not_before=first_within_reach(timeframe, wanted, now=now, plan=platform.plan),
     )
 
 

@@ -177,6 +177,13 @@ def render_table(rows: Iterable[PlanningRow]) -> str:
     return "\n".join(text)
 
 
+def credits_allowed(plan: Plan, reserve_percent: Decimal) -> int | None:
+    """What may be spent of a plan's credits in a month; None if it has no limit."""
+    if plan.credits_per_month is None:
+        return None
+    return int(plan.credits_per_month * (1 - Fraction(reserve_percent) / 100))
+
+
 @dataclass(frozen=True)
 class _Budget:
     """What polling costs on a plan, cadence by cadence."""
@@ -193,9 +200,7 @@ class _Budget:
 
     @property
     def credits_allowed(self) -> int | None:
-        if self.plan.credits_per_month is None:
-            return None
-        return int(self.plan.credits_per_month * self.kept)
+        return credits_allowed(self.plan, self.reserve_percent)
 
     def polls(self, minutes: int, cadence: int) -> int:
         """Most due minutes in any span of `minutes`, wherever on the grid it begins."""

@@ -16,6 +16,7 @@ import httpx
 from psycopg import Connection
 
 from pulseguard_assets.coingecko.client import CoinGecko, Limits, utc_now
+from pulseguard_assets.coingecko.planner import credits_allowed
 from pulseguard_assets.coingecko.plans import Plan
 from pulseguard_assets.collecting.errors import CollectingError
 from pulseguard_assets.collecting.planning import plan_in_force
@@ -98,16 +99,22 @@ class Platform:
     @cached_property
     def ledger(self) -> Ledger:
         """The ledger, keeping to the plan's calls a minute and its credits less the reserve."""
-        credits = self.plan.credits_per_month
-        allowed = None
-        if credits is not None:
-            allowed = int(credits * (1 - self.settings.reserve_percent / 100))
         return Ledger(
             self.connect,
             calls_per_minute=self.plan.calls_per_minute,
-            credits_per_month=allowed,
-            credits_reserved=0 if credits is None or allowed is None else credits - allowed,
+            credits_per_month=self.credits_allowed,
+            credits_reserved=self.credits_reserved,
         )
+
+    @property
+    def credits_allowed(self) -> int | None:
+        """What may be spent of the plan's credits in a month; None if it has no limit."""
+        return credits_allowed(self.plan, self.settings.reserve_percent)
+
+    @property
+    def credits_reserved(self) -> int:
+        """The rest of them, which are spent only when somebody releases them."""
+        return (self.plan.credits_per_month or 0) - (self.credits_allowed or 0)
 
     @cached_property
     def provider(self) -> CoinGecko:
