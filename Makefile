@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests end to end wait more than they work, so there may be one worker more than cores.
+WORKERS ?= 3
 READY := $(VENV)/.ready
 
 .DELETE_ON_ERROR:
@@ -29,8 +31,8 @@ up: setup ## Start the platform against CoinGecko
 demo: setup ## Start the platform against the simulator: no key, no internet
 	$(BIN)/pulseguard demo
 
-test: setup ## Run all tests
-	$(BIN)/pytest
+test: setup ## Run all tests but the long ones
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 soak: setup ## Run the long tests
 	$(BIN)/pytest -m soak --timeout 3600

@@ -41,7 +41,20 @@ UNSAFE_BUT_FAST = {
     "max_wal_size": "2GB",
 }
 
+# End to end, the longest first.
+_BY_LENGTH = {
+    name: place
+    for place, name in enumerate(
+        ("test_alerts.py", "test_collecting.py", "test_backfill.py", "test_up.py")
+    )
+}
+
 _numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for minutes to pass comes first, so that the rest runs beside it."""
+    items.sort(key=lambda item: _BY_LENGTH.get(item.path.name, len(_BY_LENGTH)))
 
 
 @dataclass(frozen=True)

@@ -265,8 +265,8 @@ def _pause(last: Collection, slot: datetime, cadence_minutes: int, now: datetime
         retry_at = datetime.fromisoformat(last.details["retry_at"])
         if retry_at > now:
             raise PollFailed(
-                f"{last.error} Failed {last.details['failures']} times in a row; the next attempt "
-                f"is at {retry_at:%H:%M:%S} UTC.",
+                f"{last.error} Attempt {last.details['failures'] + 1} follows at "
+                f"{retry_at:%H:%M:%S} UTC.",
                 None,
             )
     elif last.status == "completed" and datetime.fromisoformat(last.details["slot"]) >= slot:

@@ -481,7 +481,7 @@ def test_while_the_pause_after_a_failure_lasts_every_tick_fails_with_the_sentenc
     for _ in range(2):
         ticks.wait(seconds=20)
         with pytest.raises(
-            PollFailed, match=r"HTTP 500.* Failed 1 times in a row; the next attempt is at 12:04:27"
+            PollFailed, match=r"HTTP 500.* Attempt 2 follows at 12:04:27"
         ) as failure:
             ticks.tick(platform)
         assert failure.value.report is None, "nothing was tried"
@@ -573,7 +573,7 @@ def test_a_rate_limit_of_the_provider_keeps_every_process_away_until_it_is_over(
         ticks.tick(one)
     for platform in (one, other) * 2:
         ticks.wait(seconds=29)
-        with pytest.raises(PollFailed, match=r"next attempt is at 12:05:26"):
+        with pytest.raises(PollFailed, match=r"follows at 12:05:26"):
             ticks.tick(platform)
     with pytest.raises(PollFailed, match="rate limit"):
         ticks.by_hand(other, patience=timedelta(0))
