@@ -19,6 +19,9 @@ from pulseguard_assets.alerts.dagster_state import Instigator, Tick
 from pulseguard_assets.alerts.model import Finding, Look
 
 PRICE_SENSOR = "coingecko_price_sensor"
+WATCHDOG = "watchdog_schedule"
+# It ticks every minute. Were two of its ticks further apart, nobody was watching in between.
+WATCHDOG_GAP = timedelta(seconds=150)
 
 # Dagster cuts a tick at 60 s, and no tick of ours takes half of that.
 HUNG_AFTER = timedelta(seconds=45)

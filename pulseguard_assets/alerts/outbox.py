@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from psycopg import Connection
 
+from pulseguard_assets.alerts.backlog import Backlog, backlog
 from pulseguard_assets.alerts.channels import Channel, ChannelRefused, Tone, send
 from pulseguard_assets.alerts.errors import AlertsError
 
@@ -36,25 +37,6 @@ class Delivery:
     sent: int
     failed: int
     waiting: int
-
-
-@dataclass(frozen=True)
-class Backlog:
-    """What waits for one channel.
-
-    Attributes:
-        channel: label of the channel.
-        waiting: how many messages.
-        since: when the oldest of them was queued, UTC.
-        refused: how many of them were tried and refused.
-        last_error: why, most recently, without any secret; None if none was refused.
-    """
-
-    channel: str
-    waiting: int
-    since: datetime
-    refused: int
-    last_error: str | None
 
 
 class ChannelsFailing(AlertsError):  # noqa: N818 - reads as what it says
@@ -124,18 +106,6 @@ def deliver(
     if failing:
         raise ChannelsFailing(failing, delivery)
     return delivery
-
-
-def backlog(connection: Connection) -> list[Backlog]:
-    """What waits, by channel; empty when all is sent."""
-    rows = connection.execute(
-        "SELECT channel, count(*), min(created_at), count(*) FILTER (WHERE attempts > 0), "
-        "(array_agg(last_error ORDER BY next_attempt_at DESC) "
-        " FILTER (WHERE last_error IS NOT NULL))[1] "
-        "FROM incident_messages WHERE sent_at IS NULL AND dropped_at IS NULL "
-        "GROUP BY channel ORDER BY channel"
-    ).fetchall()
-    return [Backlog(*row) for row in rows]
 
 
 def wait_after(refusals: int) -> timedelta:

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from pulseguard_assets.alerts.instigators import WATCHDOG
 from pulseguard_assets.alerts.messages import span
 from pulseguard_assets.alerts.model import Finding, Look
 from pulseguard_assets.alerts.status_facts import InstigatorStatus, ProcessStatus, Status
 
 AREA = "processes"
-WATCHDOG = "watchdog_schedule"
 
 # Starting takes 20 s on a slow machine, and a first tick a minute more.
 SETTLING = timedelta(minutes=2)

@@ -24,12 +24,15 @@ import psycopg
 from psycopg import Connection, sql
 
 from pulseguard_assets.alerts import watch_list
+from pulseguard_assets.alerts.backlog import backlog
 from pulseguard_assets.alerts.dagster_state import (
     DagsterStateUnreadable,
     heartbeats,
     instigators,
     unbroken_since,
 )
+from pulseguard_assets.alerts.incidents import open_incidents
+from pulseguard_assets.alerts.instigators import WATCHDOG, WATCHDOG_GAP
 from pulseguard_assets.alerts.status_facts import (
     BacklogStatus,
     CloseStatus,
@@ -45,12 +48,10 @@ from pulseguard_assets.warehouse.connection import (
     UnsupportedPostgres,
     connect,
 )
+from pulseguard_assets.warehouse.ledger import spent_this_month
 
-WATCHDOG = "watchdog_schedule"
 # Why a table could not be read: there is none.
 NOT_THERE = "it is not there; `pulseguard migrate` makes it"
-# It ticks every minute; one tick may be lost to a restart.
-_UNBROKEN = timedelta(minutes=3)
 # Times the number of parts it is less than the patience: should all tables be locked.
 _LOCK_TIMEOUT = timedelta(milliseconds=120)
 
@@ -189,44 +190,28 @@ def _watched(connection: Connection, _: datetime) -> Any:
 
 
 def _watching_since(connection: Connection, now: datetime) -> datetime | None:
-    return unbroken_since(connection, WATCHDOG, now=now, gap=_UNBROKEN)
+    return unbroken_since(connection, WATCHDOG, now=now, gap=WATCHDOG_GAP)
 
 
-# Not by `incidents.py` and `outbox.py`: the one imports polars and the other Apprise.
 def _incidents(connection: Connection, _: datetime) -> Any:
-    rows = connection.execute(
-        "SELECT cause, title, message, severity, first_seen, help FROM public.incidents "
-        "WHERE resolved_at IS NULL "
-        "ORDER BY array_position(ARRAY['critical', 'error', 'warning'], severity), first_seen, id "
-        "LIMIT 1000"
+    return tuple(
+        IncidentStatus(
+            each.cause, each.title, each.message, each.severity, each.first_seen, each.help
+        )
+        for each in open_incidents(connection)
     )
-    return tuple(IncidentStatus(*row) for row in rows)
 
 
 def _outbox(connection: Connection, _: datetime) -> Any:
-    rows = connection.execute(
-        "SELECT channel, count(*), count(*) FILTER (WHERE attempts > 0), min(created_at), "
-        "(array_agg(last_error ORDER BY next_attempt_at DESC) "
-        " FILTER (WHERE last_error IS NOT NULL))[1] "
-        "FROM public.incident_messages WHERE sent_at IS NULL AND dropped_at IS NULL "
-        "GROUP BY channel ORDER BY channel"
+    return tuple(
+        BacklogStatus(each.channel, each.waiting, each.refused, each.since, each.last_error)
+        for each in backlog(connection)
     )
-    return tuple(BacklogStatus(*row) for row in rows)
 
 
 def _tolerance(connection: Connection, _: datetime) -> Any:
     row = connection.execute("SELECT tolerance FROM public.collection_scope").fetchone()
     return row[0] if row else None
-
-
-def _spent(connection: Connection, now: datetime) -> int:
-    # By the rule of reserve_api_call(): days to come are counted in.
-    row = connection.execute(
-        "SELECT coalesce(sum(total_calls), 0) FROM public.api_usage_stats "
-        "WHERE date >= date_trunc('month', %s::timestamptz, 'UTC')::date",
-        (now,),
-    ).fetchone()
-    return int(row[0]) if row else 0
 
 
 def _coverage(connection: Connection, now: datetime) -> Any:
@@ -280,7 +265,7 @@ _PARTS: Mapping[str, Part] = {
     "watched": _watched,
     "instigators": _instigators,
     "watching_since": _watching_since,
-    "spent": _spent,
+    "spent": spent_this_month,
     "coverage": _coverage,
     "sizes": _sizes,
 }

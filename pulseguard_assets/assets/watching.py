@@ -32,7 +32,12 @@ from pulseguard_assets.alerts.dagster_state import (
 )
 from pulseguard_assets.alerts.errors import AlertsError
 from pulseguard_assets.alerts.incidents import Incident, Round, open_incidents
-from pulseguard_assets.alerts.instigators import Watched, look_at_instigators
+from pulseguard_assets.alerts.instigators import (
+    WATCHDOG,
+    WATCHDOG_GAP,
+    Watched,
+    look_at_instigators,
+)
 from pulseguard_assets.alerts.looking import enter
 from pulseguard_assets.alerts.model import Look
 from pulseguard_assets.alerts.outbox import ChannelsFailing, deliver
@@ -54,14 +59,10 @@ from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.timeframes import DAILY, HOURLY, MONTHLY, Timeframe, bucket_end
 from pulseguard_assets.warehouse.ledger import spent_this_month
 
-WATCHDOG = "watchdog_schedule"
-
 # Of a tick that is cut at 60 s, sending takes up to 50.
 _PER_LOOK = timedelta(seconds=5)
 _FOR_ALL = timedelta(seconds=8)
 _PER_ENTRY = timedelta(seconds=10)
-# Its ticks come every minute. Further apart, nobody was watching in between.
-_GAP = timedelta(seconds=150)
 # A job that runs daily, and its next run: what failed is told until that has gone well.
 _RUNS_OF = timedelta(hours=26)
 
@@ -163,7 +164,7 @@ class _Sight:
     @cached_property
     def watching_since(self) -> datetime | None:
         """Since when the watchdog has looked without a break; None if it has just begun."""
-        return unbroken_since(self.connection, WATCHDOG, now=self.now, gap=_GAP)
+        return unbroken_since(self.connection, WATCHDOG, now=self.now, gap=WATCHDOG_GAP)
 
     @cached_property
     def polling(self) -> PollingPlan | None:

@@ -11,13 +11,12 @@ import psycopg
 import pytest
 from alerts_support import UI, Addresses, Sink, after, channels, finding
 
+from pulseguard_assets.alerts.backlog import Backlog, backlog
 from pulseguard_assets.alerts.channels import Channel
 from pulseguard_assets.alerts.incidents import Round
 from pulseguard_assets.alerts.outbox import (
-    Backlog,
     ChannelsFailing,
     Delivery,
-    backlog,
     deliver,
     wait_after,
 )

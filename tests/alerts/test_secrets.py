@@ -12,9 +12,10 @@ from alerts_support import HEADER_TOKEN, PATH_TOKEN, SECRETS, Addresses, Sink, a
 from alerts_support import channels as channels_at
 from psycopg import sql
 
+from pulseguard_assets.alerts.backlog import backlog
 from pulseguard_assets.alerts.channels import ChannelRefused, send
 from pulseguard_assets.alerts.incidents import Round
-from pulseguard_assets.alerts.outbox import ChannelsFailing, backlog, deliver
+from pulseguard_assets.alerts.outbox import ChannelsFailing, deliver
 from pulseguard_assets.settings import SettingsError, load_settings
 
 
@@ -58,8 +59,9 @@ def test_the_secrets_of_an_address_are_in_no_table_no_log_and_no_traceback(
     to = channels_at(*[url.get_secret_value() for url in settings.alert_urls])
     said += [repr(settings), str(settings), repr(settings.public()), repr(to), str(to)]
     wrong = f"{addresses.json},https://{PATH_TOKEN}.example.com/{HEADER_TOKEN}"
-    failure(lambda: load_settings(alert_urls=wrong), SettingsError)
-    failure(lambda: load_settings(alert_urls=f"mailto://x:{PATH_TOKEN}@"), SettingsError)
+    failure(lambda: load_settings(alert_urls=f"{wrong} {PATH_TOKEN}"), SettingsError)
+    failure(lambda: channels_at(*wrong.split(",")), SettingsError)
+    failure(lambda: channels_at(f"mailto://x:{PATH_TOKEN}@"), SettingsError)
     for accepting in (True, False):
         webhook.accepting = mailbox.accepting = accepting
         watch(0 if accepting else 400, finding(), channels=to)

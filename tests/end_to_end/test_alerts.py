@@ -10,14 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from alerts_support import Sink, serving_mailbox, serving_webhook
-from playwright.sync_api import Browser, Page, expect
-from up_support import REAL, STAND_IN, Up, eventually
+from playwright.sync_api import Browser, expect
+from up_support import ARTEFACTS, REAL, STAND_IN, Up, eventually, keep_picture, open_page
 
 from pulseguard_assets.simulator.limits import Limits
 from pulseguard_assets.simulator.server import RunningSimulator, running_simulator
@@ -25,7 +24,6 @@ from pulseguard_assets.warehouse.embedded import running_dsn
 
 pytestmark = pytest.mark.timeout(1500)
 
-ARTEFACTS = Path(__file__).parent.parent / "artefacts"
 KEY, HOOK_TOKEN, MAIL_PASSWORD = "CG-NurFuerDieseProbe", "gehe1mes-T0ken", "Pass-W0rt-der-Post"
 PRICES = "sensor:coingecko_price_sensor:FAILING"
 # What an alert may take, by the promise: two minutes to be named, two cadences for prices.
@@ -90,22 +88,9 @@ def _status(up: Up) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
-def _page(browser: Browser, up: Up, path: str) -> Page:
-    page = browser.new_page(viewport={"width": 1500, "height": 950})
-    page.set_default_timeout(60_000)
-    page.goto(f"http://127.0.0.1:{up.port}{path}")
-    return page
-
-
-def _keep(page: Page, name: str) -> None:
-    ARTEFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTEFACTS / f"{name}.png")
-    page.close()
-
-
 def _switch_off(browser: Browser, up: Up, sensor: str) -> datetime:
     """Stop a sensor as a person does: by its switch in the web interface."""
-    page = _page(browser, up, f"/locations/pulseguard/sensors/{sensor}")
+    page = open_page(browser, up, f"/locations/pulseguard/sensors/{sensor}")
     page.locator("label:has(input[type=checkbox])").first.click()
     expect(page.locator("input[type=checkbox]").first).not_to_be_checked()
     page.close()
@@ -215,10 +200,10 @@ def _the_daemon_is_gone(up: Up, browser: Browser) -> None:
     killed = _now()
     eventually("the status is down", lambda: _status(up)[0] == 2, within=75)
     assert _now() - killed <= timedelta(seconds=60)
-    page = _page(browser, up, "/deployment/daemons")
+    page = open_page(browser, up, "/deployment/daemons")
     expect(page.get_by_text("Running").first).to_be_visible()
     expect(page.get_by_text("Not running")).to_have_count(0)
-    _keep(page, "daemon_dead_and_green")
+    keep_picture(page, "daemon_dead_and_green")
     up.process.send_signal(signal.SIGCONT)
     eventually("it is back", lambda: "daemon is back" in up.screen)
 
@@ -237,10 +222,10 @@ def _a_hundred_failures_are_one_incident(up: Up, hook: Sink) -> None:
 
 
 def _a_person_can_read_it(up: Up, browser: Browser, hook: Sink, mail: Sink) -> None:
-    page = _page(browser, up, "/assets/incidents?view=overview")
+    page = open_page(browser, up, "/assets/incidents?view=overview")
     expect(page.get_by_text("Latest materialization")).to_be_visible()
     expect(page.get_by_text("raising").first).to_be_visible()
-    _keep(page, "incidents")
+    keep_picture(page, "incidents")
     texts = [*hook.received, *mail.received]
     about = next(each for each in texts if "raising" in each.title)
     assert "The tide tables of Atlantis are out of print. Order them again." in about.text

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from pathlib import Path
 
 import psycopg
 import pytest
 from playwright.sync_api import Browser
-from up_support import REAL, Up, eventually
+from up_support import REAL, Up, eventually, keep_picture, open_page
 
 from pulseguard_assets.simulator.market import Market
 from pulseguard_assets.timeframes import MONTHLY, WEEKLY, Timeframe, bucket_end
@@ -18,7 +17,6 @@ from pulseguard_assets.warehouse.embedded import running_dsn
 
 pytestmark = pytest.mark.timeout(900)
 
-ARTEFACTS = Path(__file__).parent.parent / "artefacts"
 MINUTES = "SELECT count(DISTINCT minute_ts) FROM minute_close"
 ENDED = "SELECT count(*) FROM dagster.bulk_actions WHERE status = 'COMPLETED_SUCCESS'"
 
@@ -32,19 +30,15 @@ def test_a_year_backfilled_by_the_dialog_ends_in_exact_weeks_and_months(
     up.wait_until_up()
     eventually("a first minute", lambda: up.query(MINUTES) >= 1)
 
-    page = browser.new_page(viewport={"width": 1500, "height": 950})
-    page.set_default_timeout(60_000)
-    page.goto(f"http://127.0.0.1:{up.port}/assets/daily_close?view=overview")
+    page = open_page(browser, up, "/assets/daily_close?view=overview")
     page.get_by_role("button", name="Materialize").first.click()
     page.get_by_role("button", name="Confirm").click()
     page.get_by_role("button", name="Show all partitions").click()
     page.get_by_role("button", name="All", exact=True).last.click()
     page.get_by_role("button", name="Launch backfill").click()
     eventually("the backfill's end", lambda: up.query(ENDED) == 1, within=300)
-    page.goto(f"http://127.0.0.1:{up.port}/assets/monthly_close?view=overview")
-    ARTEFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTEFACTS / "backfill.png")
     page.close()
+    keep_picture(open_page(browser, up, "/assets/monthly_close?view=overview"), "backfill")
 
     before = up.query(MINUTES)
     eventually("polls go on", lambda: up.query(MINUTES) > before, within=200)

@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Page, expect
-from up_support import REAL, Up, eventually
+from playwright.sync_api import Browser, expect
+from up_support import REAL, Up, eventually, keep_picture, open_page
 
 from pulseguard_assets.warehouse.embedded import running_dsn
 
 pytestmark = pytest.mark.timeout(900)
 
-ARTEFACTS = Path(__file__).parent.parent / "artefacts"
 MINUTES = "SELECT count(DISTINCT minute_ts) FROM minute_close"
 CLOSES = ("minute_close", "hourly_close", "daily_close", "monthly_close")
 # Two whole minutes pass before a second poll is due for sure.
 TWO_POLLS = 200.0
-
-
-def _page(browser: Browser, up: Up, path: str) -> Page:
-    page = browser.new_page(viewport={"width": 1500, "height": 950})
-    page.set_default_timeout(60_000)
-    page.goto(f"http://127.0.0.1:{up.port}{path}")
-    return page
-
-
-def _keep(page: Page, name: str) -> None:
-    ARTEFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTEFACTS / f"{name}.png")
-    page.close()
 
 
 def _rows(up: Up, statement: str) -> list[tuple[object, ...]]:
@@ -44,10 +29,10 @@ def _rows(up: Up, statement: str) -> list[tuple[object, ...]]:
 
 def _lineage(browser: Browser, up: Up) -> None:
     path = "/assets/monthly_close?view=lineage&lineageScope=upstream&lineageDepth=5"
-    page = _page(browser, up, path)
+    page = open_page(browser, up, path)
     for asset in ("coins_markets", "simple_price", "coin_priorities", *CLOSES):
         expect(page.get_by_text(asset, exact=True).first).to_be_visible()
-    _keep(page, "lineage")
+    keep_picture(page, "lineage")
 
 
 def test_the_demo_collects_shows_it_and_goes_on_after_a_stop(
@@ -59,14 +44,14 @@ def test_the_demo_collects_shows_it_and_goes_on_after_a_stop(
     eventually("a first minute", lambda: up.query(MINUTES) >= 1)
     eventually("a second minute", lambda: up.query(MINUTES) >= 2, within=TWO_POLLS)
 
-    page = _page(browser, up, "/assets/minute_close?view=overview")
+    page = open_page(browser, up, "/assets/minute_close?view=overview")
     expect(page.get_by_text("Latest materialization")).to_be_visible()
     expect(page.get_by_text("FROM minute_close").first).to_be_visible()
     expect(page.get_by_text("coin_id").first).to_be_visible()
-    _keep(page, "minute_close")
-    page = _page(browser, up, "/locations/pulseguard/sensors/coingecko_price_sensor")
+    keep_picture(page, "minute_close")
+    page = open_page(browser, up, "/locations/pulseguard/sensors/coingecko_price_sensor")
     expect(page.get_by_text("~20 sec")).to_be_visible()
-    _keep(page, "sensor")
+    keep_picture(page, "sensor")
     _lineage(browser, up)
 
     # The open hour is live, rests on just the minutes that are stored, and is their last one.

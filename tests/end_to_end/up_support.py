@@ -15,12 +15,15 @@ from pathlib import Path
 
 import psutil
 import psycopg
+from playwright.sync_api import Browser, Page
 
 from pulseguard_assets.running.instance import Folders, InstanceError, locked
 from pulseguard_assets.warehouse.embedded import running_dsn
 from pulseguard_assets.warehouse.postmaster import processes_in
 
 HERE = Path(__file__).parent
+# What CI keeps of a run.
+ARTEFACTS = HERE.parent / "artefacts"
 # A loaded machine starts four interpreters that import Dagster in this time, and more.
 PATIENCE = 120.0
 STAND_IN = (str(HERE / "run_up.py"),)
@@ -142,3 +145,18 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def open_page(browser: Browser, up: Up, path: str) -> Page:
+    """A page of the web interface."""
+    page = browser.new_page(viewport={"width": 1500, "height": 950})
+    page.set_default_timeout(60_000)
+    page.goto(f"http://127.0.0.1:{up.port}{path}")
+    return page
+
+
+def keep_picture(page: Page, name: str) -> None:
+    """Keep what a page shows, and close it."""
+    ARTEFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTEFACTS / f"{name}.png")
+    page.close()

@@ -14,9 +14,10 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 from watching_support import MINUTE, Sink, World, instance_on
 
 from pulseguard_assets.alerts import watch_list
+from pulseguard_assets.alerts.instigators import WATCHDOG
 from pulseguard_assets.alerts.outbox import ChannelsFailing
 from pulseguard_assets.assets import watching
-from pulseguard_assets.assets.watching import WATCHDOG, RoundFailed, watch
+from pulseguard_assets.assets.watching import RoundFailed, watch
 from pulseguard_assets.automation.polling import SENSOR
 from pulseguard_assets.automation.repair import SENSOR as REPAIR_SENSOR
 from pulseguard_assets.automation.watchdog import watched_of

@@ -37,9 +37,8 @@ from dagster._daemon.types import DaemonHeartbeat
 from dagster._utils.error import serializable_error_info_from_exc_info
 from psycopg import Connection
 
-from pulseguard_assets.alerts.instigators import Watched
+from pulseguard_assets.alerts.instigators import WATCHDOG, Watched
 from pulseguard_assets.assets.incidents import KEY
-from pulseguard_assets.assets.watching import WATCHDOG
 from pulseguard_assets.automation.polling import SENSOR
 from pulseguard_assets.automation.watchdog import watched_of
 from pulseguard_assets.collecting.platform import Platform
