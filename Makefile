@@ -32,7 +32,7 @@ demo: setup ## Start the platform against the simulator: no key, no internet
 	$(BIN)/pulseguard demo
 
 test: setup ## Run all tests but the long ones
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 soak: setup ## Run the long tests
 	$(BIN)/pytest -m soak --timeout 3600

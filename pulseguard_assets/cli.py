@@ -176,7 +176,7 @@ def up_command(host: str | None, port: int | None, verbose: bool, demo: bool) ->
     if demo:
         _demo(listening, verbose=verbose)
     else:
-        up(load_settings(**listening), _screen(verbose), Options())
+        _up(load_settings(**listening), _screen(verbose), Options())
 
 
 @main.command("demo")
@@ -192,7 +192,16 @@ def demo_command(host: str | None, port: int | None, verbose: bool) -> None:
 def _demo(listening: dict[str, Any], *, verbose: bool) -> None:
     simulator_port = free_port()
     settings = demo_settings(simulator_port, **listening)
-    up(settings, _screen(verbose), Options(simulator_port=simulator_port))
+    _up(settings, _screen(verbose), Options(simulator_port=simulator_port))
+
+
+def _up(settings: Settings, screen: Screen, options: Options) -> None:
+    if settings.alert_urls:
+        # Before anything starts; only here, for it takes as long as all other imports together.
+        from pulseguard_assets.alerts.channels import channels_of
+
+        channels_of(settings.alert_urls)
+    up(settings, screen, options)
 
 
 def _screen(verbose: bool) -> Screen:

@@ -7,11 +7,9 @@ Does not: what a plan of the provider costs (`coingecko/plans.py`) or how long a
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, timedelta
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
@@ -58,7 +56,20 @@ SHIPPED_RETENTION: Mapping[str, timedelta] = {
 }
 
 _MASK = "***"
+# Kinds of alert addresses that are named. Others are not, for Apprise has not been asked, and what
+# stands before the colon of an address written wrong may be a piece of a secret.
+_NAMED_KINDS = frozenset(
+    (
+        *("discord", "gchat", "gotify", "gotifys", "ifttt", "json", "jsons", "mailgun", "mailto"),
+        *("mailtos", "matrix", "matrixs", "mmost", "mmosts", "ntfy", "ntfys", "opsgenie"),
+        *("pagerduty", "pbul", "pover", "rocket", "rockets", "sendgrid", "ses", "signal"),
+        *("slack", "sns", "tgram", "twilio", "whatsapp", "workflows", "wxteams", "xml", "xmls"),
+        *("zulip", "http", "https"),
+    )
+)
+_OTHER_KIND = "other"
 _NAMED_MODES: Mapping[str, int | None] = {"top1000": 1000, "top5000": 5000, "complete": None}
+_LONGEST_NAME = 60
 _LONGEST_KEEP = timedelta(days=36_500)
 _UNITS = ("minute", "hour", "day", "week")
 
@@ -140,8 +151,16 @@ def _mode(given: Any) -> str:
     )
 
 
+def _several(given: Any) -> list[Any]:
+    if isinstance(given, (list, tuple)):
+        return list(given)
+    raise ValueError(
+        "this is neither text nor a list; write text, or leave it out for the default."
+    )
+
+
 def _coin_ids(given: Any) -> tuple[str, ...]:
-    parts = given.split(",") if isinstance(given, str) else list(given)
+    parts = given.split(",") if isinstance(given, str) else _several(given)
     ids = [str(part).strip() for part in parts]
     ids = list(dict.fromkeys(coin for coin in ids if coin))
     bad = [coin for coin in ids if not coin.isprintable() or len(coin) > 200 or "," in coin]
@@ -222,7 +241,17 @@ def in_words(duration: timedelta) -> str:
 
 
 def _folder(given: Any) -> Path:
-    return Path(str(given).strip()).expanduser().absolute()
+    text = "" if given is None else str(given).strip()
+    if not text or "\x00" in text:
+        raise ValueError("this is no folder; write its whole path, for example /srv/pulseguard.")
+    try:
+        return Path(text).expanduser().absolute()
+    except (RuntimeError, OSError):
+        # No such user, or a current directory that was deleted.
+        raise ValueError(
+            f"{_shown(given)} leads from a folder that is not there; write the whole path, for "
+            "example /srv/pulseguard."
+        ) from None
 
 
 def _default_data_dir() -> Path:
@@ -279,58 +308,39 @@ def _database_url(given: SecretStr | None) -> SecretStr | None:
 
 
 def _address(given: Any) -> str:
-    text = str(given).strip()
+    text = "" if given is None else str(given).strip()
     if not re.fullmatch(r"[0-9A-Za-z.:_-]{1,255}", text):
         raise ValueError(f"{_shown(text)} is no address to listen on; write for example 127.0.0.1.")
     return text
 
 
 def _alert_urls(given: Any) -> tuple[SecretStr, ...]:
-    parts = _split_urls(given) if isinstance(given, str) else list(given)
+    text = given.get_secret_value() if isinstance(given, SecretStr) else given
+    parts = _split_urls(text) if isinstance(text, str) else _several(text)
     plain = [part.get_secret_value() if isinstance(part, SecretStr) else part for part in parts]
     urls = [str(part).strip() for part in plain]
     for position, url in enumerate(urls, start=1):
-        if not _is_alert_channel(url):
-            raise ValueError(
-                f"address {position}{_kind_of(url)} (not shown) is none that Apprise can send to; "
-                "write it as Apprise documents that service, for example "
-                "slack://tokenA/tokenB/tokenC or mailto://user:password@example.com, with special "
-                "characters in a password percent-encoded, and several separated by commas."
-            )
+        # Only its form: what Apprise can send to, it says where channels are made. Loading it
+        # takes longer than most commands, of which few send anything.
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\x00-\x1f]+", url):
+            raise ValueError(wrong_alert_url(position))
     return tuple(SecretStr(url) for url in urls)
+
+
+def wrong_alert_url(position: int) -> str:
+    """The sentence about an address of alerts that is none; repeats nothing of it."""
+    return (
+        f"address {position} (not shown) is none that Apprise can send to; write it as Apprise "
+        "documents that service, for example slack://tokenA/tokenB/tokenC or "
+        "mailto://user:password@example.com, with special characters in a password "
+        "percent-encoded, and several separated by commas."
+    )
 
 
 def _split_urls(text: str) -> list[str]:
     # An address may hold commas itself: mailto://...?to=me@example.com,you@example.com
     parts = re.split(r"[\r\n]+|,(?=\s*(?:[A-Za-z][A-Za-z0-9+.-]*://|$))", text)
     return [part for part in (part.strip().strip(",") for part in parts) if part]
-
-
-def _kind_of(url: str) -> str:
-    match = re.match(r"([A-Za-z0-9+.-]{1,20})://", url)
-    return f", {match[1].lower()}://," if match else ""
-
-
-def _is_alert_channel(url: str) -> bool:
-    if not re.fullmatch(r"[^\s\x00-\x1f]+", url):
-        return False
-    # Only here: most commands send nothing, and this takes as long as all other imports together.
-    import apprise
-
-    with _unheard("apprise"):
-        return apprise.Apprise.instantiate(url) is not None
-
-
-@contextmanager
-def _unheard(logger_name: str) -> Iterator[None]:
-    """Keep a library's log quiet: what it says of an address repeats parts of it."""
-    logger = logging.getLogger(logger_name)
-    nothing: Callable[[logging.LogRecord], bool] = lambda _: False  # noqa: E731
-    logger.addFilter(nothing)
-    try:
-        yield
-    finally:
-        logger.removeFilter(nothing)
 
 
 def _reminder(given: Any) -> timedelta:
@@ -407,7 +417,8 @@ class Settings(BaseSettings):
         keep_minute, keep_hourly, keep_daily, keep_weekly, keep_collection_status: longer
             retention than the schema ships with; None means as shipped.
         host, port: where the web interface listens.
-        alert_urls: where alerts go, as Apprise writes addresses; never shown. Empty: nowhere.
+        alert_urls: where alerts go, as Apprise writes addresses; never shown. Empty: nowhere. Only
+            their form is checked here; making channels of them asks Apprise.
         alert_reminder: how often an incident that stays open is told again.
         heartbeat_url: pinged while all is well; never shown.
         ui_url: address of the web interface as people reach it; see `ui_address`.
@@ -483,6 +494,12 @@ class Settings(BaseSettings):
         return {table: keep for table, keep in given.items() if keep is not None}
 
     @property
+    def alert_kinds(self) -> tuple[str, ...]:
+        """The kind of each address of `alert_urls`, such as "slack". Fit to be shown."""
+        kinds = (url.get_secret_value().partition(":")[0].lower() for url in self.alert_urls)
+        return tuple(kind if kind in _NAMED_KINDS else _OTHER_KIND for kind in kinds)
+
+    @property
     def ui_address(self) -> str:
         """What links to the web interface begin with: `ui_url`, or where it listens."""
         if self.ui_url is not None:
@@ -496,6 +513,7 @@ class Settings(BaseSettings):
         shown: dict[str, str | int | None] = {}
         for field in type(self).model_fields:
             shown[field] = _displayed(field, getattr(self, field))
+        shown["alert_urls"] = ",".join(f"{kind}://{_MASK}" for kind in self.alert_kinds)
         return shown
 
 
@@ -521,10 +539,8 @@ def _displayed(field: str, value: Any) -> str | int | None:
         return _MASK
     if isinstance(value, timedelta):
         return in_words(value)
-    if field == "alert_urls":
-        return ",".join(f"{url.get_secret_value().partition(':')[0]}://{_MASK}" for url in value)
     if isinstance(value, tuple):
-        return ",".join(value)
+        return ",".join(map(str, value))
     return str(value)
 
 
@@ -606,10 +622,17 @@ def _misspelt_variables() -> list[tuple[str, str]]:
             continue
         if name.startswith(INTERNAL_PREFIXES):
             continue
-        near = get_close_matches(name, known, n=1, cutoff=0.6)
+        near = get_close_matches(name[:_LONGEST_NAME], known, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}."
-        problems.append((name, f"there is no such setting; {hint}"))
+        problems.append((_shown_name(name), f"there is no such setting; {hint}"))
     return problems
+
+
+def _shown_name(name: str) -> str:
+    """A variable's name as far as it is one: what follows may be its value, or steer a terminal."""
+    plain = re.match(rf"[A-Z0-9_]{{0,{_LONGEST_NAME}}}", name)
+    shown = plain[0] if plain else ""
+    return shown if shown == name else f"{shown}..."
 
 
 def _dotenv_names() -> list[str]:

@@ -22,6 +22,7 @@ import apprise
 from pydantic import SecretStr
 
 from pulseguard_assets.alerts.errors import AlertsError
+from pulseguard_assets.settings import SettingsError, variable_of, wrong_alert_url
 
 Tone = Literal["info", "success", "warning", "failure"]
 
@@ -44,6 +45,8 @@ _SHORTEST_SECRET = 4
 
 # The address in use, in this thread and in those that Apprise sends from.
 _in_use: ContextVar[SecretStr | None] = ContextVar("address_in_use", default=None)
+# Of an address that is none, any part may be a secret, the kind too: nothing of it is let through.
+_untried: ContextVar[bool] = ContextVar("address_untried", default=False)
 
 # They write addresses and headers into the log. What the rest of the process does by them is left
 # alone.
@@ -61,6 +64,8 @@ def _discreet(record: logging.LogRecord) -> bool:
     address = _in_use.get()
     if address is None:
         return True
+    if _untried.get():
+        return False
     record.msg = _without_secrets(record.getMessage(), address)
     record.args = record.exc_info = record.exc_text = None
     return record.levelno >= logging.WARNING
@@ -90,12 +95,13 @@ _hush()
 
 
 @contextmanager
-def _using(url: SecretStr) -> Iterator[None]:
-    token = _in_use.set(url)
+def _using(url: SecretStr, *, untried: bool = False) -> Iterator[None]:
+    tokens = _in_use.set(url), _untried.set(untried)
     try:
         yield
     finally:
-        _in_use.reset(token)
+        _in_use.reset(tokens[0])
+        _untried.reset(tokens[1])
 
 
 class ChannelRefused(AlertsError):  # noqa: N818 - reads as what it says
@@ -120,16 +126,16 @@ def channels_of(urls: Sequence[SecretStr]) -> tuple[Channel, ...]:
     """Make channels of `Settings.alert_urls`, in their order.
 
     Raises:
-        ValueError: an address is none; `load_settings` would have said so.
+        SettingsError: an address is none of Apprise's.
     """
     return tuple(_channel(url, position) for position, url in enumerate(urls, start=1))
 
 
 def _channel(url: SecretStr, position: int) -> Channel:
-    with _using(url):
+    with _using(url, untried=True):
         service = apprise.Apprise.instantiate(url.get_secret_value(), asset=_ASSET)
     if service is None:
-        raise ValueError(f"Address {position} of PULSEGUARD_ALERT_URLS is none of Apprise's.")
+        raise SettingsError([(variable_of("alert_urls"), wrong_alert_url(position))])
     # Both are options of an address, and would let a message count as sent that was not accepted: a
     # redirected POST is repeated as a GET, which any page answers with 200.
     service.redirects = False

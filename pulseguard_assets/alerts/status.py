@@ -152,8 +152,8 @@ def _database(settings: Settings) -> tuple[str | None, str]:
 
 def _channels(settings: Settings) -> tuple[str, ...]:
     # As they were written; making channels of them would load Apprise.
-    kinds = (url.get_secret_value().partition(":")[0].lower() for url in settings.alert_urls)
-    return tuple(f"{kind} ({place})" for place, kind in enumerate(kinds, start=1))
+    kinds = enumerate(settings.alert_kinds, start=1)
+    return tuple(f"{kind} ({place})" for place, kind in kinds)
 
 
 def _credits(settings: Settings, spent: int | None) -> CreditsStatus:

@@ -39,6 +39,7 @@ from pulseguard_assets.coingecko.errors import (
     rate_limited,
 )
 from pulseguard_assets.coingecko.frames import (
+    ROWS_OF_A_PAGE,
     KeyUsage,
     parse_coins_markets,
     parse_key,
@@ -55,6 +56,18 @@ _log = logging.getLogger(__name__)
 
 # The provider refuses requests that do not say who they are.
 USER_AGENT = "PulseGuard (self-hosted price collector)"
+
+# A body's bound, after decompression; about ten times the largest that was ever asked for.
+_MOST_BYTES = {
+    "/simple/price": 4 * 1024 * 1024,
+    "/coins/markets": 4 * 1024 * 1024,
+    "/coins/{id}/market_chart/range": 8 * 1024 * 1024,
+    "/key": 256 * 1024,
+    "/ping": 256 * 1024,
+}
+# The finest grade of a chart, for as long as the provider gives any finer than days.
+_POINTS_OF_A_DAY = 288
+_FINE_DAYS = 100
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # A ledger whose clock runs ahead of ours must not make us ask it in a busy loop.
@@ -118,7 +131,8 @@ class Limits:
         read_seconds: between two pieces of the answer (also for sending).
         total_seconds: for the whole attempt, the body included; looked at whenever a piece
             of the body arrives, so that one more `read_seconds` can be added to it.
-        body_bytes: of the body after decompression.
+        body_bytes: of the body after decompression, whatever is asked; most endpoints have a
+            lower bound of their own.
         attempts: how often a call is made at most, the first time included.
         backoff_seconds: the first pause lies between 0 and this, the next ones between 0 and
             twice the one before (full jitter).
@@ -128,7 +142,7 @@ class Limits:
     connect_seconds: float = 5.0
     read_seconds: float = 10.0
     total_seconds: float = 20.0
-    body_bytes: int = 32 * 1024 * 1024
+    body_bytes: int = 8 * 1024 * 1024
     attempts: int = 3
     backoff_seconds: float = 1.0
     longest_backoff_seconds: float = 20.0
@@ -334,7 +348,7 @@ class CoinGecko:
         )
 
     def coins_markets_page(
-        self, page: int, *, per_page: int = 250, until: datetime
+        self, page: int, *, per_page: int = ROWS_OF_A_PAGE, until: datetime
     ) -> MarketsAnswer:
         """Page `page` (from 1) of all coins, largest market cap first; at most 250 to a page.
 
@@ -349,9 +363,11 @@ class CoinGecko:
         Raises:
             ValueError: no ids, or more than a page holds.
         """
-        if not 0 < len(coin_ids) <= 250:
-            raise ValueError(f"coins_markets_of takes 1 to 250 coin ids, not {len(coin_ids)}")
-        return self._markets(f"per_page=250&ids={join_ids(coin_ids)}", until)
+        if not 0 < len(coin_ids) <= ROWS_OF_A_PAGE:
+            raise ValueError(
+                f"coins_markets_of takes 1 to {ROWS_OF_A_PAGE} coin ids, not {len(coin_ids)}"
+            )
+        return self._markets(f"per_page={ROWS_OF_A_PAGE}&ids={join_ids(coin_ids)}", until)
 
     def _markets(self, which: str, until: datetime) -> MarketsAnswer:
         query = f"vs_currency=usd&precision=full&include_rehypothecated=true&{which}"
@@ -381,7 +397,7 @@ class CoinGecko:
             "/coins/{id}/market_chart/range",
             query,
             until,
-            lambda body: parse_market_chart(body, coin_id),
+            lambda body: parse_market_chart(body, coin_id, most_points=_most_points(start, end)),
             coin_id=coin_id,
         )
         return ChartAnswer(**answer, frame=parsed.frame, rejected=parsed.rejected)
@@ -572,15 +588,16 @@ class CoinGecko:
             )
         pieces = self._in_time(_raw(response), endpoint, started)
         unpack = _gunzipped if encoding.endswith("gzip") else _bounded
+        most = min(self._limits.body_bytes, _MOST_BYTES[endpoint])
         try:
-            return unpack(pieces, self._limits.body_bytes)
+            return unpack(pieces, most)
         except zlib.error as error:
             raise UnreadableAnswer(
                 f"CoinGecko's answer to {endpoint} cannot be unpacked.", response.status_code
             ) from error
         except _TooLarge as error:
             raise UnreadableAnswer(
-                f"CoinGecko's answer to {endpoint} is larger than {self._limits.body_bytes} bytes.",
+                f"CoinGecko's answer to {endpoint} is larger than {most:,} bytes.",
                 response.status_code,
             ) from error
 
@@ -592,6 +609,12 @@ class CoinGecko:
                     f"CoinGecko's answer to {endpoint} took longer than "
                     f"{self._limits.total_seconds:g} seconds. It came too slowly to be of use."
                 )
+
+
+def _most_points(start: datetime, end: datetime) -> int:
+    """Points of a chart's series, were each of its first hundred days in the finest grade."""
+    days = max((end - start) / timedelta(days=1), 0)
+    return math.ceil(_POINTS_OF_A_DAY * min(days, _FINE_DAYS)) + 1_000
 
 
 class _TooLarge(Exception):  # noqa: N818 - never leaves this module

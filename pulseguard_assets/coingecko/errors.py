@@ -27,6 +27,10 @@ PAUSE_WITHOUT_RETRY_AFTER = timedelta(seconds=60)
 LONGEST_RETRY_AFTER = timedelta(hours=24)
 
 _LONGEST_QUOTE = 300
+# What is looked at for a quote: white space in it counts for one.
+_LONGEST_MESSAGE = 4_000
+# The provider's own errors have a few hundred bytes. Taking JSON apart takes 50 times its bytes.
+_LONGEST_ERROR = 1024 * 1024
 _MISCONFIGURED_CODES = frozenset({10002, 10005, 10010, 10011})
 
 
@@ -224,15 +228,18 @@ def retry_after(header: str | None, received_at: datetime) -> datetime | None:
         return received_at + timedelta(seconds=seconds)
     try:
         moment = parsedate_to_datetime(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=timezone.utc)
+        # At either end of the calendar its zone may take it beyond.
+        moment = moment.astimezone(timezone.utc)
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    latest = received_at + LONGEST_RETRY_AFTER
-    return max(received_at, min(moment.astimezone(timezone.utc), latest))
+    return max(received_at, min(moment, received_at + LONGEST_RETRY_AFTER))
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:
+    if len(body) > _LONGEST_ERROR:
+        return None
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -261,9 +268,13 @@ def _whole(value: Any) -> int | None:
 
 
 def _quoted(message: str, secret: str) -> str:
+    begin = message[:_LONGEST_MESSAGE]
     if secret:
-        message = message.replace(secret, "***")
-    text = " ".join("".join(c if c.isprintable() else " " for c in message).split())
+        begin = begin.replace(secret, "***")
+        if len(message) > _LONGEST_MESSAGE:
+            # The cut may have gone through the secret, and left the first part of it.
+            begin = begin[: -len(secret)]
+    text = " ".join("".join(c if c.isprintable() else " " for c in begin).split())
     if not text:
         return ""
     return f" ({text[:_LONGEST_QUOTE]!r})"

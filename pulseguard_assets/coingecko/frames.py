@@ -13,6 +13,10 @@ computed with, so nothing is lost (17 digits were the most ever recorded). An IN
 would not come back the same, and a literal outside the range of a float, are not changed in
 silence: their row is rejected, digits in the payload. No real market reaches such numbers (past
 9,007,199,254,740,992 dollars), so carrying decimals for all rows would buy nothing.
+
+Size. An answer has about as many rows as were asked for. One with absurdly many lists and objects
+is refused before it is taken apart, for that takes 50 times its bytes. Rows far beyond what was
+asked for, and rejects beyond the first thousand, are counted in one row of `rejected`.
 """
 
 from __future__ import annotations
@@ -62,6 +66,12 @@ CHART_SCHEMA = pl.Schema(
 )
 REJECTED_SCHEMA = pl.Schema({"coin_id": pl.String(), "reason": pl.String(), "payload": pl.String()})
 
+# In characters. The longest id of a real coin has not even half of them, and what has this length
+# fits into every index of the database.
+LONGEST_ID = 200
+# The most a page of /coins/markets can be asked to hold.
+ROWS_OF_A_PAGE = 250
+
 # A point of an hour is stamped up to a quarter past it; see `without_partial`.
 UNSETTLED = timedelta(minutes=15)
 
@@ -70,7 +80,13 @@ _EXACT_INTEGERS = 2**53
 _LARGEST_INT32 = 2**31 - 1
 _YEAR_10000 = 253_402_300_800  # UNIX seconds; the end of what a datetime holds
 _LONGEST_PAYLOAD = 8_000
-_LONGEST_REJECTED_ID = 200
+# No answer asks for as many rows that each deserve a word; see `_Rejects`.
+_MOST_REJECTS = 1_000
+# Rows looked at, as a multiple of those asked for.
+_ROWS_TO_SPARE = 4
+# Lists and objects that may come with every row, and those that may stand anywhere, in a name too.
+_PARTS_OF_A_ROW = 8
+_PARTS_TO_SPARE = 20_000
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 # `fromisoformat` of Python 3.10 reads neither "Z" nor a fraction of one or two digits.
 _ISO_STAMP = re.compile(
@@ -128,17 +144,29 @@ class _OutOfRange(str):
 
 
 class _Rejects:
-    """Collects the rows set aside."""
+    """Collects the rows set aside: the first `_MOST_REJECTS`, and the number of the others."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[str, str, str]] = []
+        self._more = 0
 
     def add(self, coin_id: str, reason: str, payload: Any) -> None:
-        shown = _storable(coin_id)[:_LONGEST_REJECTED_ID]
+        if len(self._rows) >= _MOST_REJECTS:
+            self._more += 1
+            return
+        shown = _storable(coin_id)[:LONGEST_ID]
         self._rows.append((shown, reason, json_text(payload)))
 
+    def unread(self, count: int) -> None:
+        """So many rows were not even looked at."""
+        self._more += count
+
     def frame(self) -> pl.DataFrame:
-        return pl.DataFrame(self._rows, schema=REJECTED_SCHEMA, orient="row")
+        rows = self._rows
+        if self._more:
+            rest = f"and {self._more:,} more rows than belong in an answer"
+            rows = [*rows, ("", rest, json_text({"more": self._more}))]
+        return pl.DataFrame(rows, schema=REJECTED_SCHEMA, orient="row")
 
 
 def parse_simple_price(body: bytes, asked: Iterable[str]) -> ParsedPrices:
@@ -152,10 +180,10 @@ def parse_simple_price(body: bytes, asked: Iterable[str]) -> ParsedPrices:
         asked: the ids of the call.
 
     Raises:
-        UnreadableAnswer: it is no JSON object.
+        UnreadableAnswer: it is no JSON object, or one of far too many parts.
     """
-    document = _document(body, dict, "/simple/price")
     wanted = dict.fromkeys(asked)
+    document = _document(body, dict, "/simple/price", rows=len(wanted))
     rejects = _Rejects()
     rows: list[tuple[Any, ...]] = []
     for coin_id, entry in document.items():
@@ -174,15 +202,16 @@ def parse_coins_markets(body: bytes) -> ParsedPage:
     """Read a page of `/coins/markets` in US dollars.
 
     Id, symbol and name must be text; the symbol and the name may be empty. Everything else may
-    be null. Of a coin that comes twice the last good row counts.
+    be null. Of a coin that comes twice the last good row counts. What comes after four times the
+    rows of a full page is counted, and not looked at.
 
     Raises:
-        UnreadableAnswer: it is no JSON array.
+        UnreadableAnswer: it is no JSON array, or one of far too many parts.
     """
     rejects = _Rejects()
     rows: dict[str, tuple[Any, ...]] = {}
-    entries = _document(body, list, "/coins/markets")
-    for entry in entries:
+    entries = _document(body, list, "/coins/markets", rows=ROWS_OF_A_PAGE)
+    for entry in _first(entries, _ROWS_TO_SPARE * ROWS_OF_A_PAGE, rejects):
         try:
             row = _market_values(entry)
             # Taken out first, so that the later row also takes the later place.
@@ -194,7 +223,7 @@ def parse_coins_markets(body: bytes) -> ParsedPage:
     return ParsedPage(_frame(list(rows.values()), MARKETS_SCHEMA), rejects.frame(), len(entries))
 
 
-def parse_market_chart(body: bytes, coin_id: str) -> Parsed:
+def parse_market_chart(body: bytes, coin_id: str, *, most_points: int = 30_000) -> Parsed:
     """Read a `/coins/{id}/market_chart` answer, ranged or not.
 
     Prices, market caps and volumes are joined by their stamp and sorted; of a stamp that comes
@@ -205,17 +234,18 @@ def parse_market_chart(body: bytes, coin_id: str) -> Parsed:
     Args:
         body: `{"prices": [[ms, value], ...], "market_caps": ..., "total_volumes": ...}`.
         coin_id: whose chart it is, for `rejected`.
+        most_points: of each series that are looked at; those after them are counted.
 
     Raises:
-        UnreadableAnswer: it has not this shape. Missing market caps or volumes are no reason:
-            their columns are null then.
+        UnreadableAnswer: it has not this shape, or far too many parts. Missing market caps or
+            volumes are no reason: their columns are null then.
     """
-    document = _document(body, dict, "/coins/{id}/market_chart")
+    document = _document(body, dict, "/coins/{id}/market_chart", rows=most_points)
     if "prices" not in document:
         raise UnreadableAnswer("CoinGecko's chart holds no prices.", 200)
     rejects = _Rejects()
     series = [
-        _series(document.get(name), name, coin_id, rejects)
+        _series(document.get(name), name, coin_id, rejects, most_points)
         for name in ("prices", "market_caps", "total_volumes")
     ]
     prices, caps, volumes = series
@@ -231,7 +261,7 @@ def parse_market_chart(body: bytes, coin_id: str) -> Parsed:
 
 def parse_key(body: bytes) -> KeyUsage:
     """Read a `/key` answer; raises `UnreadableAnswer` if it is no JSON object."""
-    usage = _document(body, dict, "/key")
+    usage = _document(body, dict, "/key", rows=1)
     plan = usage.get("plan")
     return KeyUsage(
         plan=_storable(plan) if isinstance(plan, str) else None,
@@ -244,7 +274,7 @@ def parse_key(body: bytes) -> KeyUsage:
 
 def parse_ping(body: bytes) -> None:
     """Accept a `/ping` answer; raises `UnreadableAnswer` if it is no JSON object."""
-    _document(body, dict, "/ping")
+    _document(body, dict, "/ping", rows=1)
 
 
 def without_partial(frame: pl.DataFrame, now: datetime) -> pl.DataFrame:
@@ -282,7 +312,15 @@ def json_text(value: Any) -> str:
 # --- documents ---
 
 
-def _document(body: bytes, kind: type, endpoint: str) -> Any:
+def _document(body: bytes, kind: type, endpoint: str, *, rows: int) -> Any:
+    """The JSON of an answer of about so many rows; what is far beyond that is not taken apart."""
+    parts, most = body.count(b"[") + body.count(b"{"), _PARTS_OF_A_ROW * rows + _PARTS_TO_SPARE
+    if parts > most:
+        raise UnreadableAnswer(
+            f"CoinGecko's answer to {endpoint} holds {parts:,} lists and objects, where at most "
+            f"{most:,} belong. It will be asked again.",
+            200,
+        )
     try:
         document = json.loads(body, parse_int=_parse_int, parse_float=_parse_float)
     except (ValueError, RecursionError) as error:
@@ -299,6 +337,14 @@ def _document(body: bytes, kind: type, endpoint: str) -> Any:
             200,
         )
     return document
+
+
+def _first(entries: Sequence[Any], most: int, rejects: _Rejects) -> Sequence[Any]:
+    """So many entries at most; the others are counted among the rejects."""
+    if len(entries) <= most:
+        return entries
+    rejects.unread(len(entries) - most)
+    return entries[:most]
 
 
 def _parse_int(literal: str) -> int | _OutOfRange:
@@ -346,6 +392,8 @@ def _market_values(entry: Any) -> tuple[Any, ...]:
     coin_id = _text(fields, "id")
     if not coin_id:
         raise _Bad("id is empty")
+    if len(coin_id) > LONGEST_ID:
+        raise _Bad(f"id is longer than {LONGEST_ID} characters")
     return (
         coin_id,
         _text(fields, "symbol"),
@@ -359,14 +407,14 @@ def _market_values(entry: Any) -> tuple[Any, ...]:
     )
 
 
-def _series(points: Any, name: str, coin_id: str, rejects: _Rejects) -> dict[int, float]:
+def _series(points: Any, name: str, coin_id: str, rejects: _Rejects, most: int) -> dict[int, float]:
     """One series of a chart: value by stamp in milliseconds, without the nulls of the optional."""
     if points is None and name != "prices":
         return {}
     if not isinstance(points, list):
         raise UnreadableAnswer(f"In CoinGecko's chart {name} is no list of points.", 200)
     values: dict[int, float] = {}
-    for point in points:
+    for point in _first(points, most, rejects):
         try:
             stamp, value = _point(point, may_be_null=name != "prices")
             if value is not None:
@@ -468,7 +516,8 @@ def _iso_stamp(fields: dict[str, Any], name: str) -> int | None:
     zone = "+00:00" if zone == "Z" else f"{zone[:3]}:{zone[-2:]}"
     try:
         moment = datetime.fromisoformat(f"{day}T{clock}.{(fraction or '').ljust(6, '0')[:6]}{zone}")
-        return (moment - _EPOCH) // timedelta(microseconds=1)
+        # In UTC it may lie in a year that neither Python nor a frame can hold.
+        return (moment.astimezone(timezone.utc) - _EPOCH) // timedelta(microseconds=1)
     except (ValueError, OverflowError):
         raise _Bad(f"{name} is no time with its zone") from None
 

@@ -545,13 +545,15 @@ class _Asking:
         points = pl.concat([_points(task, answer) for task, answer in arrived])
         with self._connection.transaction():
             self._done.written += self._put(arrived[0][0], points).written
-            for task, answer in arrived:
+            for _, answer in arrived:
                 reject(
                     self._connection,
                     answer.rejected,
                     collection_id=self._row.id,
                     now=answer.received_at,
                 )
+            # After the last of them, and by coin: the order of locks that all writers keep to.
+            for task in sorted((task for task, _ in arrived), key=lambda task: task.coin_id):
                 if task.last and task.coin_id not in self._done.failed:
                     minutes = self._window.timeframe is MINUTE
                     self._record(task, _NO_SAMPLE if minutes else _NO_POINT)

@@ -110,8 +110,8 @@ def where_alerts_go(settings: Settings) -> str:
             "nowhere: no channel is configured, so nobody is told when something fails. Set "
             "PULSEGUARD_ALERT_URLS; `pulseguard alert-test` tries it"
         )
-    kinds = (url.get_secret_value().partition(":")[0].lower() for url in settings.alert_urls)
-    return ", ".join(f"{kind} ({place})" for place, kind in enumerate(kinds, start=1))
+    kinds = enumerate(settings.alert_kinds, start=1)
+    return ", ".join(f"{kind} ({place})" for place, kind in kinds)
 
 
 def _where_prices_are(settings: Settings, folders: Folders, *, simulated: bool) -> str:

@@ -8,10 +8,13 @@ from urllib.parse import unquote
 
 import pytest
 from alerts_support import SECRETS, USER, Addresses, Sink, channels
+from apprise.manager_plugins import NotificationManager
 from pydantic import SecretStr
 
+from pulseguard_assets import settings as settings_module
 from pulseguard_assets.alerts import channels as rooms
 from pulseguard_assets.alerts.channels import ChannelRefused, channels_of, send
+from pulseguard_assets.settings import SettingsError
 
 TITLE = "PulseGuard error: prices fails"
 BODY = """The provider answers 503 & says <nothing>: a_b *c*.
@@ -145,10 +148,44 @@ def test_a_service_that_never_answers_is_given_up_in_time(
 
 
 def test_an_address_that_is_none_is_refused_without_repeating_it() -> None:
-    with pytest.raises(ValueError, match="Address 2") as caught:
+    with pytest.raises(SettingsError, match=r"address 2 \(not shown\)") as caught:
         channels_of([SecretStr("json://127.0.0.1/x"), SecretStr("bogus://Geheim")])
 
     assert "Geheim" not in str(caught.value)
+    assert caught.value.variables == ("PULSEGUARD_ALERT_URLS",)
+
+
+TOKEN = "tokenOfAChannel"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"{TOKEN}://x",
+        f"slack://{TOKEN}",
+        f"postgresql://me:{TOKEN}@db:5432/x",
+        f"json://me:{TOKEN}@",
+        f"https://{TOKEN}.example.com/{TOKEN}",
+        f"mailto://me:{TOKEN}@?to=x",
+        "json://[",
+        "://",
+    ],
+)
+def test_what_apprise_cannot_send_to_is_refused_and_repeated_nowhere(
+    url: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(0)
+    with pytest.raises(SettingsError) as caught:
+        channels_of([SecretStr(url)])
+
+    assert caught.value.__context__ is None
+    for said in (str(caught.value), caplog.text, *capfd.readouterr()):
+        assert TOKEN.lower() not in said.lower()
+
+
+def test_the_kinds_that_settings_name_are_those_of_apprise() -> None:
+    known = set(NotificationManager().schemas())
+    assert settings_module._NAMED_KINDS - known == {"http", "https"}
 
 
 def test_what_a_library_says_loses_every_piece_of_the_address(

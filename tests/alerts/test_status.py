@@ -993,7 +993,11 @@ def test_nothing_heavy_is_loaded(database: str, tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PATH": os.environ["PATH"], "PULSEGUARD_DATABASE_URL": database},
+        env={
+            "PATH": os.environ["PATH"],
+            "PULSEGUARD_DATABASE_URL": database,
+            "PULSEGUARD_ALERT_URLS": "json://127.0.0.1/x",
+        },
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -36,8 +36,9 @@ from pulseguard_assets.timeframes import (
     Timeframe,
     bucket_end,
 )
-from pulseguard_assets.warehouse.collections import only_collector
+from pulseguard_assets.warehouse.collections import only_collector, reject
 from pulseguard_assets.warehouse.connection import connect
+from pulseguard_assets.warehouse.history import put_history, record_unrecoverable
 
 PlatformFactory = Callable[..., Platform]
 
@@ -695,6 +696,34 @@ def test_faulty_points_are_set_aside_and_cost_no_other(
     ).fetchone()
     assert reasons is not None
     assert reasons[0] > 0
+
+
+def test_what_cannot_be_had_is_recorded_by_coin_after_all_that_waits_for_others(
+    platform: Platform, past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs that record in different orders, or file in between, would wait for each other."""
+    batches: list[list[str]] = []
+
+    def put(*args: Any, **options: Any) -> Any:
+        batches.append([])
+        return put_history(*args, **options)
+
+    def file(*args: Any, **options: Any) -> int:
+        batches[-1].append("")  # before any coin
+        return reject(*args, **options)
+
+    def record(connection: Any, timeframe: Any, coin_id: str, *args: Any, **options: Any) -> int:
+        batches[-1].append(coin_id)
+        return record_unrecoverable(connection, timeframe, coin_id, *args, **options)
+
+    monkeypatch.setattr(history_module, "put_history", put)
+    monkeypatch.setattr(history_module, "reject", file)
+    monkeypatch.setattr(history_module, "record_unrecoverable", record)
+
+    past.fill(platform, HOURLY, "2025-11-12 00:00", "2025-11-14 00:00")
+
+    assert max(map(len, batches)) > 2, "or no batch had two coins"
+    assert batches == [sorted(batch) for batch in batches]
 
 
 def test_a_warehouse_that_fails_midway_keeps_what_was_committed(

@@ -7,6 +7,7 @@ not: what a proper value means (test_settings).
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pulseguard_assets.coingecko.frames import LONGEST_ID
 from pulseguard_assets.settings import (
     DOTENV,
     PREFIX,
@@ -221,9 +223,74 @@ def test_a_misspelt_variable_is_told_and_its_value_is_not(
     nothing_set: pytest.MonkeyPatch,
 ) -> None:
     for text in TEXTS:
-        name = PREFIX + "X" + "".join(c for c in text if c.isprintable() and c != "=")[:200]
+        name = PREFIX + "X" + text.replace("=", "").replace("\x00", "")[:200]
         nothing_set.setenv(name, SECRET)
         answer = loaded()
         assert isinstance(answer, SettingsError)
-        assert answer.variables == (name.upper(),)
+        (shown,) = answer.variables
+        assert shown == name.upper() or name.upper().startswith(shown.removesuffix("..."))
+        assert re.fullmatch(r"PULSEGUARD_X[A-Z0-9_]*(\.\.\.)?", shown)
         nothing_set.delenv(name)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [f"{PREFIX}API_KEY:{SECRET}", f"{PREFIX}API_KEY:{SECRET}=x", f"{PREFIX}API_KEY-{SECRET}"],
+)
+def test_a_value_that_was_taken_for_a_part_of_the_name_is_not_repeated(
+    nothing_set: pytest.MonkeyPatch, line: str
+) -> None:
+    Path(DOTENV).write_text(f"{line}\n", "utf-8")
+    answer = loaded()
+    assert isinstance(answer, SettingsError)
+    assert SECRET.upper() not in str(answer)
+    assert f"{PREFIX}API_KEY...: there is no such setting; did you mean" in str(answer)
+
+
+@pytest.mark.parametrize("value", [None, 5, 1.5, b"x", object(), {}, [None], [b"x"], [[]], ()])
+@pytest.mark.parametrize("field", FIELDS)
+def test_an_argument_of_any_kind_is_taken_or_told(
+    nothing_set: pytest.MonkeyPatch, field: str, value: Any
+) -> None:
+    answer = loaded(**beside(field), **{field: value})
+    assert isinstance(answer, Settings) or variable_of(field) in str(answer)
+
+
+@pytest.mark.parametrize("field", ["always_include", "alert_urls", "data_dir", "host"])
+def test_nothing_is_no_value_of_a_setting_that_needs_one(
+    nothing_set: pytest.MonkeyPatch, field: str
+) -> None:
+    answer = loaded(**{field: None})
+    assert isinstance(answer, SettingsError)
+    assert answer.variables == (variable_of(field),)
+
+
+@pytest.mark.parametrize("folder", ["~nosuchuser/x", "~nosuchuser", "a\x00b"])
+def test_a_folder_that_leads_nowhere_is_told_by_its_variable(
+    nothing_set: pytest.MonkeyPatch, folder: str
+) -> None:
+    answer = loaded(data_dir=folder)
+    assert isinstance(answer, SettingsError)
+    assert answer.variables == ("PULSEGUARD_DATA_DIR",)
+    assert "write the whole path" in str(answer) or "write its whole path" in str(answer)
+
+
+def test_a_current_directory_that_was_deleted_is_told_too(
+    nothing_set: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    nothing_set.chdir(gone)
+    gone.rmdir()
+    answer = loaded(data_dir="x")
+    assert isinstance(answer, SettingsError)
+    assert answer.variables == ("PULSEGUARD_DATA_DIR",)
+    assert isinstance(loaded(data_dir="/x"), Settings)
+
+
+def test_an_id_may_be_as_long_as_one_that_the_provider_sends(
+    nothing_set: pytest.MonkeyPatch,
+) -> None:
+    longest = "x" * LONGEST_ID
+    assert load_settings(always_include=longest).always_include == (longest,)
+    assert isinstance(loaded(always_include=longest + "x"), SettingsError)

@@ -369,7 +369,7 @@ def test_a_body_without_end_is_given_up_at_its_bound(encoding: str) -> None:
         limits=Limits(body_bytes=1_000_000, attempts=1),
     )
 
-    assert "larger than 1000000 bytes" in str(bench.failure(UnreadableAnswer))
+    assert "larger than 1,000,000 bytes" in str(bench.failure(UnreadableAnswer))
     assert produced < 1_200_000
 
 

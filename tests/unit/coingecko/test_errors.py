@@ -338,3 +338,19 @@ def test_the_recorded_errors_are_what_they_were_recorded_as() -> None:
         elif entry["http_status"] == 200:
             assert found is None
     assert seen >= 10
+
+
+@pytest.mark.parametrize("before", [*range(3_975, 4_005), 250, 299])
+@pytest.mark.parametrize("space", [" ", "x"])
+def test_a_key_is_not_repeated_wherever_a_long_message_is_cut(before: int, space: str) -> None:
+    message = "x" + space * before + KEY + "y" * 5_000
+    error = error_in(500, {}, json.dumps({"error": message}).encode(), received_at=NOW, asked=PRICE)
+    assert error is not None
+    assert KEY[:4] not in str(error)
+    assert len(str(error)) < 1_000
+
+
+def test_a_long_message_without_a_key_to_hide_is_quoted_to_its_bound() -> None:
+    body = json.dumps({"error": "x" * 9_000}).encode()
+    error = error_in(500, {}, body, received_at=NOW, asked=Asked("/ping", "keyless"))
+    assert f"('{'x' * 300}')" in str(error)

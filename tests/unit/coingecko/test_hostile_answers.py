@@ -23,9 +23,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pulseguard_assets.coingecko.client import CoinGecko, FrameAnswer, KeyAnswer, Limits
-from pulseguard_assets.coingecko.errors import ProviderError, RateLimitReached, retry_after
+from pulseguard_assets.coingecko.errors import (
+    ProviderError,
+    RateLimitReached,
+    UnreadableAnswer,
+    retry_after,
+)
 from pulseguard_assets.coingecko.frames import (
     CHART_SCHEMA,
+    LONGEST_ID,
     MARKETS_SCHEMA,
     PRICES_SCHEMA,
     REJECTED_SCHEMA,
@@ -160,6 +166,8 @@ TEXTS = [
     "１２",
     "2025-06-01T12:00:00+99:99",
     "9999-12-31T23:59:59.999999999+23:59",
+    "9999-12-31T23:59:59.999-23:59",
+    "0001-01-01T00:00:00+23:59",
     "0000-00-00T00:00:00Z",
     "2025-02-30T25:61:61Z",
 ]
@@ -308,6 +316,23 @@ def test_a_hostile_id_is_stored_as_it_is_or_set_aside_and_the_others_stay(text: 
     assert answer.frame.height + answer.rejected.height == len(page)
 
 
+@pytest.mark.parametrize("at", ["9999-12-31T23:59:59.999-23:59", "0001-01-01T00:00:00+23:59"])
+def test_a_time_that_leaves_the_calendar_by_its_zone_is_none(at: str) -> None:
+    body = with_raw(ENDPOINTS["coins_markets"].sound, (0, "last_updated"), json.dumps(at))
+    answer = outcome("coins_markets", body)
+    assert answer.frame["coin_id"].to_list() == ["ether"]
+    assert answer.rejected["reason"].to_list() == ["last_updated is no time with its zone"]
+
+
+def test_an_id_longer_than_any_index_holds_is_set_aside_without_its_page() -> None:
+    longest, longer = "\U0001f600" * LONGEST_ID, "x" * (LONGEST_ID + 1)
+    rows = [{"id": coin, "symbol": "s", "name": "n"} for coin in ("a", longer, longest, "z")]
+    answer = outcome("coins_markets", json.dumps(rows).encode())
+    assert answer.frame["coin_id"].to_list() == ["a", longest, "z"]
+    assert answer.rejected["coin_id"].to_list() == [longer[:LONGEST_ID]]
+    assert answer.rejected["reason"].to_list() == ["id is longer than 200 characters"]
+
+
 def test_of_a_key_that_stands_twice_the_last_value_counts() -> None:
     body = b'{"bitcoin": 7, "bitcoin": {"usd": "x", "usd": 1.5}, "ether": {"usd": 1}, "ether": 0}'
     answer = outcome("simple_price", body)
@@ -435,12 +460,138 @@ def test_an_encoding_that_was_not_asked_for_is_told(encoding: str) -> None:
     assert isinstance(outcome("ping", body, headers={"content-encoding": encoding}), ProviderError)
 
 
+MEBIBYTE = 1 << 20
+
+
+def peak_of(work: Callable[[], Any]) -> int:
+    """The most memory that was taken at once, in bytes."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def repeated(begin: str, piece: str, end: str, size: int = 4_000_000) -> bytes:
+    body = begin + piece * ((size - len(begin) - len(end)) // len(piece)) + end
+    return body.encode()
+
+
+def many_keys(value: str) -> bytes:
+    return ("{" + ",".join(f'"{n:x}":{value}' for n in range(350_000)) + "}").encode()
+
+
+CROWDS = {
+    "lists": repeated("[", "[],", "[]]"),
+    "objects": repeated("[", '{"a":0},', "{}]"),
+    "numbers": repeated("[", "1.5,", "1]"),
+    "texts": repeated("[", '"ab",', "1]"),
+    "coins": repeated("[", '{"id":"a","symbol":"","name":""},', "1]"),
+    "keys": many_keys("1"),
+    "coins nobody asked for": many_keys('{"usd":1}'),
+    "points": repeated('{"prices":[', "[1,1],", "[1,1]]}"),
+    "prices": repeated('{"prices":[', "1.5,", "1]}"),
+    "caps": repeated('{"prices":[],"market_caps":[', "null,", "1]}"),
+    "one object in another": repeated('{"error":{"status":', '{"a":', "1"),
+    "error": repeated('{"error_code":429,"error":"', "x", '"}'),
+}
+
+
+@pytest.mark.parametrize("crowd", CROWDS)
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_crowd_takes_little_memory_and_is_counted_or_refused(name: str, crowd: str) -> None:
+    body = CROWDS[crowd]
+    answers: list[Any] = []
+    assert peak_of(lambda: answers.append(outcome(name, body))) < 80_000_000
+    (answer,) = answers
+    if isinstance(answer, FrameAnswer):
+        assert answer.frame.height <= 4 * 250
+        assert answer.rejected.height <= 1_001
+        if answer.rejected.height == 1_001:
+            counted = int(answer.rejected["payload"][-1].removeprefix('{"more": ').rstrip("}"))
+            assert answer.rejected["reason"][-1].startswith(f"and {counted:,} more rows")
+            assert counted > 200_000
+
+
+@pytest.mark.parametrize("status", [200, 401, 404, 429, 500])
+def test_a_crowd_of_errors_takes_little_memory_and_is_an_error(status: int) -> None:
+    body = repeated("[", '{"error_code":1},', "{}]")
+    answers: list[Any] = []
+    assert peak_of(lambda: answers.append(outcome("coins_markets", body, status))) < 30_000_000
+    assert isinstance(answers[0], ProviderError)
+    assert isinstance(answers[0], RateLimitReached) == (status == 429)
+
+
+@pytest.mark.parametrize("rejected", [999, 1_000, 1_001, 5_000])
+def test_beyond_a_thousand_rejects_are_counted_in_one_row(rejected: int) -> None:
+    coins = {f"nobody-asked-{n}": {"usd": 1} for n in range(rejected)} | {"bitcoin": {"usd": 2}}
+    answer = outcome("simple_price", json.dumps(coins).encode())
+    assert answer.frame["coin_id"].to_list() == ["bitcoin"]
+    more = answer.rejected.filter(pl.col("coin_id") == "").rows()
+    assert answer.rejected.height - len(more) == min(rejected, 1_000)
+    count = rejected - 1_000
+    reason = f"and {count:,} more rows than belong in an answer"
+    assert more == ([("", reason, f'{{"more": {count}}}')] if count > 0 else [])
+
+
+def test_a_page_may_hold_four_times_what_was_asked_and_the_rest_is_counted() -> None:
+    rows = [{"id": f"c{n}", "symbol": "s", "name": "n"} for n in range(1_007)]
+    answer = outcome("coins_markets", json.dumps(rows).encode())
+    assert answer.frame["coin_id"].to_list() == [f"c{n}" for n in range(1_000)]
+    assert answer.rejected["payload"].to_list() == ['{"more": 7}']
+    assert answer.rows == 1_007
+
+
+@pytest.mark.parametrize(
+    ("days", "points"), [(1, 288), (30, 30 * 288), (90, 90 * 288), (5_000, 5_000)]
+)
+def test_a_chart_of_any_grade_is_taken_whole(days: int, points: int) -> None:
+    series = [[STAMP * 1000 + n, 1.5] for n in range(points)]
+    chart = json.dumps(dict.fromkeys(("prices", "market_caps", "total_volumes"), series))
+    answer = chart_of(days, chart.encode())
+    assert (answer.frame.height, answer.rejected.height) == (points, 0)
+
+
+def test_points_far_beyond_the_range_of_a_chart_are_counted() -> None:
+    series = [[STAMP * 1000 + n, 1.5] for n in range(1_300)]
+    chart = {"prices": series, "market_caps": series[:1_288], "total_volumes": series[:1_290]}
+    answer = chart_of(1, json.dumps(chart).encode())
+    assert answer.frame.height == 1_288
+    assert answer.rejected["payload"].to_list() == ['{"more": 14}']
+
+
+def chart_of(days: int, body: bytes) -> Any:
+    with client_of(lambda _: httpx.Response(200, content=body)) as client:
+        return client.market_chart_range("bitcoin", NOW - days * DAY, NOW, until=UNTIL)
+
+
+@pytest.mark.parametrize(("name", "most"), [("coins_markets", 4), ("market_chart_range", 8)])
+def test_an_answer_far_larger_than_its_endpoint_gives_is_not_read_to_its_end(
+    name: str, most: int
+) -> None:
+    sound = json.dumps(ENDPOINTS[name].sound).encode()
+    fits = sound + b" " * (most * MEBIBYTE - len(sound))
+    assert isinstance(outcome(name, fits), FrameAnswer)
+    error = outcome(name, fits + b" ")
+    assert isinstance(error, UnreadableAnswer)
+    assert f"larger than {most * MEBIBYTE:,} bytes" in str(error)
+
+
+@pytest.mark.parametrize("status", [200, 401, 404, 429, 500])
+def test_a_long_error_takes_little_memory(status: int) -> None:
+    body = json.dumps({"error_code": 429, "error": "x" * 900_000}).encode()
+    assert peak_of(lambda: outcome("simple_price", body, status)) < 6 * len(body)
+
+
 # -- headers ---------------------------------------------------------------------------------------
 
 RETRY_AFTERS = [
     *("-1", "1e9", "9" * 18, "9" * 5_000, "0", "0.000000001", "nan", "inf", "soon", "", " "),
     *(
         "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Fri, 31 Dec 9999 23:59:59 -2359",
+        "Mon, 01 Jan 0001 00:00:00 +2359",
         "Mon, 01 Jan 0001 00:00:00 GMT",
         "Thu, 32 Foo 2025 25:61:61",
     ),

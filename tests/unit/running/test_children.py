@@ -13,7 +13,7 @@ from pulseguard_assets.resources import shipped
 from pulseguard_assets.running import children
 from pulseguard_assets.running.demo import demo_settings
 from pulseguard_assets.running.instance import Folders
-from pulseguard_assets.settings import load_settings
+from pulseguard_assets.settings import Settings, load_settings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -64,6 +64,51 @@ def test_the_children_read_from_their_environment_the_settings_that_were_in_forc
     assert read.model_dump(exclude={"database_url"}) == settings.model_dump(
         exclude={"database_url"}
     )
+
+
+# Of every setting a value that is not its default; of a secret, one that is easily mangled.
+UNUSUAL: dict[str, Any] = {
+    "database_url": DSN,
+    "data_dir": "/srv/a folder, of 'mine' $HOME=1",
+    "plan": "analyst",
+    "api_key": "CG-'\"$#\\,;=%41",
+    "mode": "123",
+    "always_include": "a,b c,'d',#e",
+    "base_url": "http://127.0.0.1:8080/api/v3",
+    "currency": "usd",
+    "history_start": "2026-02-03",
+    "cadence_minutes": 7,
+    "reserve_percent": "12.5",
+    "calls_per_minute": 9,
+    "credits_per_month": 10_000,
+    "history_days": 30,
+    "keep_minute": "3 days",
+    "keep_hourly": "90 hours",
+    "keep_daily": "15 days",
+    "keep_weekly": "60 weeks",
+    "keep_collection_status": "31 days",
+    "host": "::1",
+    "port": 3999,
+    "alert_urls": "mailto://me:pa%2Css'\"#$\\@example.org?to=a@b.org,c@d.org,json://x/***,d7sms://y",
+    "alert_reminder": "90 minutes",
+    "heartbeat_url": "https://me:pw@example.org/ping/***?a=b,c#'\"$\\",
+    "ui_url": "https://pulse.example.org",
+}
+
+
+def test_every_setting_a_secret_too_reaches_the_children_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings, defaults = load_settings(**UNUSUAL), load_settings()
+    assert list(UNUSUAL) == list(Settings.model_fields)
+    for field in Settings.model_fields:
+        assert field == "currency" or getattr(settings, field) != getattr(defaults, field)
+    for name, value in children.environment(settings, Folders(tmp_path), DSN, {}).items():
+        monkeypatch.setenv(name, value)
+    read = load_settings()
+    for field in Settings.model_fields:
+        assert getattr(read, field) == getattr(settings, field), field
+    assert len(read.alert_urls) == 3
 
 
 def test_the_children_inherit_the_environment_but_no_setting_that_up_did_not_read(

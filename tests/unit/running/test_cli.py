@@ -82,6 +82,18 @@ def test_what_is_known_to_go_wrong_is_one_sentence_and_exit_code_2(
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("command", ["up", "demo"])
+def test_an_address_that_alerts_cannot_go_to_is_told_before_anything_starts(
+    command: str, tmp_path: Path
+) -> None:
+    urls = "json://127.0.0.1/x,slack://hidden"
+    result = run(command, PULSEGUARD_ALERT_URLS=urls)
+    assert result.exit_code == 2
+    assert "PULSEGUARD_ALERT_URLS: address 2 (not shown) is none that Apprise" in result.stderr
+    assert "hidden" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_plan_shows_the_settings_in_force() -> None:
     result = run("plan")
     assert result.exit_code == 0
