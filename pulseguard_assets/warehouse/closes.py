@@ -72,8 +72,10 @@ def put_minutes(
             with connection.transaction():
                 _lock_hours(connection, first, last)
                 copy_frame(connection, sql.Identifier("public", "minute_close"), ordered)
-        except (psycopg.IntegrityError, psycopg.DataError):
-            pass  # Some row is faulty. The careful way says which, and keeps the others.
+        except (psycopg.IntegrityError, psycopg.DataError, psycopg.errors.ProgramLimitExceeded):
+            # Some row is faulty (the last: an id that no index can hold). The careful way says
+            # which, and keeps the others.
+            pass
         else:
             return Put(stored=ordered.height, rejected=0)
     with connection.transaction():

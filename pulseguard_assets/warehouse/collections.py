@@ -163,12 +163,18 @@ def reject(
 ) -> int:
     """File rows that were no observations at all (`coin_id`, `reason`, `payload` as JSON text).
 
+    Until its transaction ends, others who file wait for this one: call it after everything in the
+    transaction that may wait for others. Of a row given twice the later payload stays.
+
     Returns:
         How many there were; those filed in the same hour before are counted, not repeated.
     """
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            "SELECT set_aside(%s, %s, %s, %s, %s::jsonb)",
-            [(collection_id, now, *row) for row in rejected.iter_rows()],
-        )
-    return rejected.height
+    if rejected.is_empty():
+        return 0
+    columns = (rejected[name].to_list() for name in ("coin_id", "reason", "payload"))
+    filed = one_row(
+        connection,
+        "SELECT set_aside_all(%s, %s, %s::text[], %s::text[], %s::text[]::jsonb[])",
+        (collection_id, now, *columns),
+    )
+    return int(filed[0])

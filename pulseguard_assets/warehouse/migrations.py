@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -16,30 +17,39 @@ from psycopg import errors, generators, pq
 
 from pulseguard_assets.resources import shipped
 from pulseguard_assets.warehouse.connection import connect
+from pulseguard_assets.warehouse.statements import one_row
 
 _LOCK = 0x50554C5347  # any constant, different from the other locks of this package
 _FILE_NAME = re.compile(r"(?P<number>\d{3})_[a-z0-9_]+\.sql")
 
-# The seed's table under the seed's name; the checksum is ours.
+# The seed's table under the seed's name; the checksum is ours. 001 comments on them.
 _LEDGER = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
     version VARCHAR(255) PRIMARY KEY,
     applied_at TIMESTAMPTZ DEFAULT NOW()
 );
 ALTER TABLE schema_migrations ADD COLUMN IF NOT EXISTS checksum TEXT;
-COMMENT ON TABLE schema_migrations IS 'Which files of sql/ this database has seen';
-COMMENT ON COLUMN schema_migrations.version IS 'Name of the file, without .sql';
-COMMENT ON COLUMN schema_migrations.applied_at IS 'When it was applied';
-COMMENT ON COLUMN schema_migrations.checksum IS 'SHA-256 of the file when it was applied';
+"""
+_LEDGER_IS_WHOLE = """
+SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('public.schema_migrations')
+               AND attname = 'checksum' AND NOT attisdropped)
 """
 
-# What a file may have changed for its session must not reach the next one.
+# What a file may have changed for its session must not reach the next one. 0: wait without end.
 _CLEAN_SESSION = """
 RESET ALL;
 SET TIME ZONE 'UTC';
 SET search_path = public;
 SET client_min_messages = warning;
+SET lock_timeout = 0;
 """
+
+# A migration in line for a table has everybody else wait behind it, and nothing on the screen.
+_PATIENCE = timedelta(minutes=1)
+_IN_USE = (
+    "Somebody else is using it: a backup that runs, or a transaction left open; SELECT * FROM "
+    "pg_stat_activity shows who. Start again when that has ended."
+)
 
 
 class MigrationError(RuntimeError):
@@ -64,35 +74,59 @@ class Migration:
         return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
 
 
-def migrate(dsn: str, *, sql_dir: Path | None = None) -> list[str]:
+def migrate(dsn: str, *, sql_dir: Path | None = None, patience: timedelta = _PATIENCE) -> list[str]:
     """Apply the migrations that the database has not seen, each in a transaction of its own.
 
-    Any number of starters may do so at once: one works, the others wait and find nothing to do.
+    Any number of starters may do so at once: one works, the others wait and find nothing to do. A
+    database that is up to date is only read, so a backup under way does not stop a start.
 
     Args:
         dsn: the database.
         sql_dir: the folder of the files; default: those of this version.
+        patience: how long to wait for a table that somebody else is using.
 
     Returns:
         The versions applied by this call, in order; empty when the database was up to date.
 
     Raises:
         MigrationError: the files are not 001, 002, ...; an applied one was edited or is missing;
-            or one fails, and then nothing of it is kept while those before it stay.
+            or one fails or cannot have a table, and then nothing of it is kept while those before
+            it stay.
         DatabaseUnavailable, UnsupportedPostgres: see `connect`.
     """
     migrations = read_migrations(shipped("sql") if sql_dir is None else sql_dir)
     with connect(dsn, application_name="pulseguard migrate") as connection:
         connection.execute(_CLEAN_SESSION)
         # Held by the session, not by a transaction: it spans the transactions of all files, and
-        # ends with the connection.
+        # ends with the connection. Another starter at work may take as long as it takes.
         connection.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
+        try:
+            return _migrate(connection, migrations, patience)
+        except errors.LockNotAvailable as error:
+            raise MigrationError(
+                f"The table schema_migrations was not to be had for {patience.total_seconds():g} "
+                f"seconds. {_IN_USE}"
+            ) from error
+
+
+def _migrate(
+    connection: psycopg.Connection, migrations: list[Migration], patience: timedelta
+) -> list[str]:
+    _clean_session(connection, patience)
+    if not one_row(connection, _LEDGER_IS_WHOLE)[0]:
         with connection.transaction():
             connection.execute(_LEDGER)
-        due = _due(migrations, _applied(connection))
-        for migration in due:
-            _apply(connection, migration)
-        return [migration.version for migration in due]
+    due = _due(migrations, _applied(connection))
+    for migration in due:
+        _clean_session(connection, patience)
+        _apply(connection, migration)
+    return [migration.version for migration in due]
+
+
+def _clean_session(connection: psycopg.Connection, patience: timedelta) -> None:
+    connection.execute(_CLEAN_SESSION)
+    milliseconds = str(max(1, round(patience.total_seconds() * 1000)))
+    connection.execute("SELECT set_config('lock_timeout', %s, false)", (milliseconds,))
 
 
 def read_migrations(sql_dir: Path) -> list[Migration]:
@@ -154,7 +188,6 @@ def _due(migrations: list[Migration], applied: dict[str, str | None]) -> list[Mi
 
 
 def _apply(connection: psycopg.Connection, migration: Migration) -> None:
-    connection.execute(_CLEAN_SESSION)
     with connection.transaction():
         before = _transaction_id(connection)
         _run(connection, migration)
@@ -195,7 +228,10 @@ def _run(connection: psycopg.Connection, migration: Migration) -> None:
             )
         if result.status == pq.ExecStatus.FATAL_ERROR:
             error = errors.error_from_result(result, encoding="utf-8")
-            raise MigrationError(_failure(migration, error.diag, done)) from error
+            said = _failure(migration, error.diag, done)
+            if isinstance(error, errors.LockNotAvailable):
+                said += f"\nA table that it changes was not to be had. {_IN_USE}"
+            raise MigrationError(said) from error
 
 
 def _failure(migration: Migration, diag: errors.Diagnostic, done: int) -> str:

@@ -236,11 +236,31 @@ def test_rejections_are_filed_with_their_payload(connection: psycopg.Connection)
 
     assert connection.execute(
         "SELECT rejected_at, collection_id, coin_id, reason, payload "
-        "FROM rejected_observations ORDER BY id"
+        "FROM rejected_observations ORDER BY coin_id"
     ).fetchall() == [
-        (NOW, 7, "a", "no price", {"usd": None}),
         (NOW, 7, "", "not an object", [1, 2]),
+        (NOW, 7, "a", "no price", {"usd": None}),
     ]
+
+
+def test_what_is_rejected_again_within_the_hour_is_counted_with_its_latest_payload(
+    connection: psycopg.Connection,
+) -> None:
+    def rows(*payloads: str) -> pl.DataFrame:
+        return pl.DataFrame(
+            [("a", "no price", payload) for payload in payloads], schema=REJECTED, orient="row"
+        )
+
+    assert reject(connection, rows("9", "3", "5"), collection_id=7, now=NOW) == 3
+    assert reject(connection, rows("1"), collection_id=8, now=NOW - timedelta(minutes=1)) == 1
+    later = NOW + timedelta(hours=1)
+    assert reject(connection, rows("2", "4"), collection_id=9, now=later) == 2
+
+    filed = connection.execute(
+        "SELECT rejected_at, last_rejected_at, collection_id, times, payload "
+        "FROM rejected_observations ORDER BY rejected_at"
+    ).fetchall()
+    assert filed == [(NOW, NOW, 8, 4, 1), (later, later, 9, 2, 4)]
 
 
 def test_nothing_rejected_is_nothing_filed(connection: psycopg.Connection) -> None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 
+import polars as pl
 import psycopg
 import pytest
 from closes_support import (
@@ -36,8 +39,13 @@ from closes_support import (
     wait_until_blocked,
 )
 
-from pulseguard_assets.timeframes import DAILY, HOURLY, MINUTE, MONTHLY, WEEKLY
+from pulseguard_assets.coingecko.frames import REJECTED_SCHEMA
+from pulseguard_assets.timeframes import DAILY, HOURLY, MINUTE, MONTHLY, WEEKLY, Timeframe
+from pulseguard_assets.warehouse.closes import Put
+from pulseguard_assets.warehouse.coins import COINS_SCHEMA, put_coins
+from pulseguard_assets.warehouse.collections import reject
 from pulseguard_assets.warehouse.connection import connect
+from pulseguard_assets.warehouse.history import POINTS_SCHEMA, put_history
 
 HOUR = utc(2026, 6, 24, 10)
 NOW = HOUR + timedelta(hours=2, minutes=30)
@@ -299,6 +307,108 @@ def test_dropping_a_partition_with_late_rows_and_a_live_insert_do_not_wait_in_a_
     writing.result()
     assert dropping.result() >= 1
     assert_all_there(connection, old + fresh)
+
+
+# -- what is set aside -----------------------------------------------------------------------------
+
+FUTURE = utc(2031, 3, 3, 10)  # a month without partitions
+
+
+def _minutes_with_a_fault(session: psycopg.Connection) -> object:
+    late = FUTURE + timedelta(minutes=1)
+    faulty = replace(at(1), minute_ts=late, market_cap_usd=Decimal("NaN"))
+    return put(session, [replace(at(1), minute_ts=FUTURE), faulty], FUTURE + timedelta(hours=1))
+
+
+def _history_with_a_fault(timeframe: Timeframe) -> Writer:
+    points = pl.DataFrame(
+        [
+            (COINS[0], FUTURE + timedelta(minutes=number), 1.0, cap, None, FUTURE)
+            for number, cap in enumerate((None, float("nan")))
+        ],
+        schema=POINTS_SCHEMA,
+        orient="row",
+    )
+    day = timedelta(days=1)
+
+    def write(session: psycopg.Connection) -> object:
+        window = {"start": FUTURE - day, "end": FUTURE + day, "now": FUTURE + day}
+        done = put_history(session, timeframe, "five_minute", points, **window)  # type: ignore[arg-type]
+        return done.usable, done.rejected
+
+    return write
+
+
+MAKES_A_PARTITION: dict[str, Writer] = {
+    "minutes": _minutes_with_a_fault,
+    "minutes of history": _history_with_a_fault(MINUTE),
+    "hours of history": _history_with_a_fault(HOURLY),
+}
+
+
+@pytest.mark.parametrize("writer", MAKES_A_PARTITION)
+def test_a_put_that_makes_a_partition_and_a_sweep_that_set_the_same_aside_both_get_in(
+    connection: psycopg.Connection, others: Callable[..., psycopg.Connection], writer: str
+) -> None:
+    connection.execute(
+        "CREATE TRIGGER stop AFTER INSERT ON rejected_observations FOR EACH ROW "
+        "WHEN (current_setting('application_name') = 'stoppable') EXECUTE FUNCTION stop()"
+    )
+    maker, sweeper = others("stoppable"), others()
+    page = pl.DataFrame(
+        [(COINS[0], 1, float("nan"), "b", "B", None, None), ("new", 2, 1.0, "n", "N", None, None)],
+        schema=COINS_SCHEMA,
+        orient="row",
+    )
+    with stopped(connection, maker):
+        putting = Background(lambda: MAKES_A_PARTITION[writer](maker))
+        wait_until_blocked(connection, maker)
+        sweeping = Background(lambda: put_coins(sweeper, page, now=FUTURE))
+        wait_until_blocked(connection, sweeper)
+    assert putting.result() == (1, 1)
+    assert sweeping.result() == Put(stored=1, rejected=1)
+    filed = one(connection, "SELECT sum(times) FROM rejected_observations WHERE coin_id = 'coin-0'")
+    assert filed == 2
+
+
+def test_rejections_of_two_transactions_in_opposite_order_are_all_filed(
+    connection: psycopg.Connection, others: Callable[..., psycopg.Connection]
+) -> None:
+    one_session, another = others(), others()
+
+    def file(session: psycopg.Connection, *coins: str) -> int:
+        rows = pl.DataFrame(
+            [(coin, "no price", "{}") for coin in coins], schema=REJECTED_SCHEMA, orient="row"
+        )
+        return reject(session, rows, collection_id=None, now=NOW)
+
+    def file_both(session: psycopg.Connection) -> None:
+        with session.transaction():
+            assert (file(session, "y"), file(session, "x", "z")) == (1, 2)
+
+    with one_session.transaction():
+        file(one_session, "x")
+        waiting = Background(lambda: file_both(another))
+        wait_until_blocked(connection, another)
+        file(one_session, "z", "y")
+    waiting.result()
+    filed = connection.execute("SELECT coin_id, times FROM rejected_observations ORDER BY 1")
+    assert filed.fetchall() == [("x", 2), ("y", 2), ("z", 2)]
+
+
+def test_who_files_nothing_waits_for_nobody_who_files(
+    connection: psycopg.Connection, others: Callable[..., psycopg.Connection]
+) -> None:
+    filing, writer = others(), others()
+    writer.execute("SET lock_timeout = '1ms'")
+    with filing.transaction():
+        filing.execute("SELECT set_aside(NULL, %s, 'x', 'no price', NULL)", (NOW,))
+        assert put(writer, [at(5)]) == (1, 0)
+        assert (
+            reject(writer, pl.DataFrame(schema=REJECTED_SCHEMA), collection_id=None, now=NOW) == 0
+        )
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            put(writer, [at(6), replace(at(7), price_usd=None)])
 
 
 # -- a storm ---------------------------------------------------------------------------------------

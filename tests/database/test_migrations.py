@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
+from closes_support import Background
 from psycopg.rows import scalar_row
 
 from pulseguard_assets.resources import shipped
 from pulseguard_assets.warehouse.connection import connect
-from pulseguard_assets.warehouse.migrations import MigrationError, migrate, read_migrations
+from pulseguard_assets.warehouse.migrations import (
+    _LOCK,
+    MigrationError,
+    migrate,
+    read_migrations,
+)
 
 Write = Callable[..., Path]
 
@@ -224,6 +234,83 @@ def test_starters_at_once_apply_each_file_once(empty_database: str, write: Write
     assert [said for _, said in answers] == [""] * 4
     assert sorted(applied.split() for applied, _ in answers) == [[], [], [], ["001_a", "002_b"]]
     assert ask(empty_database, "SELECT n FROM t") == [1]
+
+
+def test_a_starter_waits_for_another_one_however_long_its_files_take(
+    empty_database: str, write: Write
+) -> None:
+    sql_dir = write(a_001="SELECT 1")
+    with connect(empty_database) as working, connect(empty_database) as watcher:
+        working.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
+        starting = Background(
+            lambda: migrate(empty_database, sql_dir=sql_dir, patience=timedelta(milliseconds=1))
+        )
+        wait_for_a_waiting_migrator(watcher)
+        time.sleep(0.2)
+        assert starting.running
+        working.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
+        assert starting.result() == ["001_a"]
+
+
+def wait_for_a_waiting_migrator(watcher: psycopg.Connection) -> None:
+    deadline = time.monotonic() + 20
+    while not watcher.execute(
+        "SELECT FROM pg_stat_activity WHERE application_name = 'pulseguard migrate' "
+        "AND datname = current_database() AND wait_event_type = 'Lock'"
+    ).fetchall():
+        assert time.monotonic() < deadline, "the migrator does not wait"
+        time.sleep(0.005)
+
+
+@contextmanager
+def dumped(dsn: str, table: str) -> Iterator[None]:
+    """Somebody reads the table in a transaction, as pg_dump does, until the block ends."""
+    with connect(dsn) as dump, dump.transaction():
+        dump.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE")
+        yield
+
+
+def test_an_up_to_date_database_starts_while_somebody_dumps_it(database: str) -> None:
+    with dumped(database, "schema_migrations"):
+        assert migrate(database, patience=timedelta(milliseconds=1)) == []
+
+
+def test_a_file_whose_table_somebody_dumps_is_told_and_applied_at_the_next_start(
+    empty_database: str, write: Write
+) -> None:
+    migrate(empty_database, sql_dir=write(a_001="CREATE TABLE t (n int);"))
+    sql_dir = write(b_002="CREATE TABLE kept ();\nALTER TABLE t ADD m int;")
+    with dumped(empty_database, "t"):
+        with pytest.raises(MigrationError) as failed:
+            migrate(empty_database, sql_dir=sql_dir, patience=timedelta(milliseconds=50))
+        assert "002_b.sql, line 2: canceling statement due to lock timeout" in str(failed.value)
+        assert "a backup that runs" in str(failed.value)
+        assert ask(empty_database, "SELECT to_regclass('kept') IS NULL") == [True]
+    assert migrate(empty_database, sql_dir=sql_dir) == ["002_b"]
+
+
+def test_a_foreign_ledger_that_somebody_dumps_is_told(empty_database: str, write: Write) -> None:
+    with connect(empty_database) as connection:
+        connection.execute("CREATE TABLE schema_migrations (version text PRIMARY KEY)")
+    with (
+        dumped(empty_database, "schema_migrations"),
+        pytest.raises(MigrationError, match=r"schema_migrations was not .* 0\.05 seconds.*backup"),
+    ):
+        migrate(
+            empty_database, sql_dir=write(a_001="SELECT 1"), patience=timedelta(milliseconds=50)
+        )
+
+
+def test_a_start_leaves_what_the_files_say_about_the_ledger(database: str) -> None:
+    words = (
+        "SELECT description FROM pg_description "
+        "WHERE objoid = 'schema_migrations'::regclass ORDER BY objsubid"
+    )
+    before = ask(database, words)
+    assert before[0] == "Migrations that have been applied, with the checksum of the file."
+    assert len(before) == 4
+    migrate(database)
+    assert ask(database, words) == before
 
 
 def test_the_shipped_files_apply_and_are_recorded(database: str) -> None:

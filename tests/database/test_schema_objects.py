@@ -178,6 +178,7 @@ REFUSED += [
 ]
 REFUSED += [
     ("INSERT INTO coin_priorities (coin_id) VALUES ('')", "chk_coin_id_present"),
+    ("INSERT INTO coin_priorities (coin_id) VALUES (repeat('x', 201))", "chk_coin_id_length"),
     ("INSERT INTO coin_priorities (coin_id) VALUES ('bitcoin')", "coin_priorities_pkey"),
     (
         "INSERT INTO collection_status (collection_type, start_time, status) "

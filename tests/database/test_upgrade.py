@@ -22,6 +22,7 @@ from closes_support import (
     Observation,
     clean_up,
     expected,
+    insert,
     not_finite,
     one,
     put,
@@ -479,3 +480,30 @@ def test_two_migrators_at_once_bring_an_old_state_up_to_date_once(
     assert sorted(migrator.result() for migrator in migrators) == [[], NEWEST[state.number :]]
     assert_same_content(before, content(old, like=before), content(new))
     assert objects(old) == objects(new)
+
+
+def test_a_coin_with_an_id_from_before_its_length_was_limited_stays_and_goes_on(
+    empty_database: str, tmp_path: Path
+) -> None:
+    migrate(empty_database, sql_dir=first_files(tmp_path, 15))
+    coin = "x" * 300
+    minute = NOW.replace(minute=0)
+    with connect(empty_database) as connection:
+        connection.execute("INSERT INTO coin_priorities (coin_id) VALUES (%s)", (coin,))
+        connection.execute("SELECT ensure_partitions(%s, %s)", (NOW, NOW))
+        insert(connection, [seen_at(coin, minute)])
+        migrate(empty_database)
+        later = seen_at(coin, minute + timedelta(minutes=1), 2)
+        insert(connection, [later])
+        assert stored(connection, MINUTE) == expected(MINUTE, [seen_at(coin, minute), later])
+
+
+def test_the_words_of_earlier_versions_about_the_ledger_become_those_of_the_files(
+    empty_database: str, tmp_path: Path
+) -> None:
+    migrate(empty_database, sql_dir=first_files(tmp_path, 15))
+    with connect(empty_database) as connection:
+        connection.execute("COMMENT ON TABLE schema_migrations IS 'Otherwise'")
+        migrate(empty_database)
+        told = one(connection, "SELECT obj_description('schema_migrations'::regclass)")
+    assert told == "Migrations that have been applied, with the checksum of the file."
