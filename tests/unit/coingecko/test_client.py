@@ -394,7 +394,8 @@ def test_a_single_piece_that_unpacks_to_a_hundred_megabytes_never_takes_them() -
     ("encoding", "body"),
     [
         ("gzip", b"no gzip at all"),
-        ("gzip", gzip.compress(PRICES)[:-6]),
+        # Without the time of packing, by which two workers would know the test by two names.
+        ("gzip", gzip.compress(PRICES, mtime=0)[:-6]),
         ("br", b"x"),
         ("", b""),
         ("", b"<html>"),
