@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests end to end wait more than they work, so there may be one worker more than cores.
-WORKERS ?= 3
+# Tests end to end wait more than they work, so there may be more workers than cores.
+WORKERS ?= 4
 READY := $(VENV)/.ready
 
 .DELETE_ON_ERROR:

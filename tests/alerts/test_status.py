@@ -750,7 +750,10 @@ def test_asking_again_and_again_leaves_nothing_behind(take: Take, here: Here) ->
         return me.num_fds(), threading.active_count()
 
     before = held()
-    assert [held() for _ in range(10)][-1] == before
+    # Fewer may be left: what tests before this one held may go meanwhile.
+    files, threads = [held() for _ in range(10)][-1]
+    assert files <= before[0]
+    assert threads <= before[1]
 
 
 def test_a_locked_table_costs_what_needs_it(

@@ -35,11 +35,11 @@ class Mutant:
 SCHEMA = "sql/001_initial_schema.sql"
 CLOSES = "sql/003_close_rules.sql"
 RETENTION = "sql/004_retention.sql"
-COINS = "sql/007_coins.sql"
 ORDER = "sql/010_order_and_speed.sql"
 HISTORY = "sql/011_history.sql"
 CHECKS = "sql/012_checks.sql"
 LEDGER = "sql/013_release_reserve.sql"
+FILING = "sql/016_set_aside_last.sql"
 
 MERGE_TESTS = ("tests/database/test_merge_rule.py",)
 ROLL_UP_TESTS = ("tests/database/test_roll_up.py",)
@@ -91,7 +91,7 @@ MUTANTS = (
     Mutant(
         "first writer wins a tie in a minute",
         "the incoming observation is taken if it is at least as late (>=)",
-        ORDER,
+        FILING,
         "AND %2$s >= %3$s",
         "AND %2$s > %3$s",
         ("tests/properties/test_ties.py",),
@@ -99,7 +99,7 @@ MUTANTS = (
     Mutant(
         "last writer wins a minute",
         "in the same minute the later recorded wins, whichever is stored last",
-        ORDER,
+        FILING,
         "AND %2$s >= %3$s",
         "",
         PUT_TESTS,
@@ -237,7 +237,7 @@ MUTANTS = (
     Mutant(
         "future minute accepted by the careful way",
         "a minute of the future is faulty",
-        ORDER,
+        FILING,
         "WHEN s.minute_ts > put_staged_minutes.now THEN",
         "WHEN false THEN",
         PUT_TESTS,
@@ -246,15 +246,15 @@ MUTANTS = (
         "a bad row fails its batch",
         "one bad coin never costs its batch",
         "pulseguard_assets/warehouse/closes.py",
-        "except (psycopg.IntegrityError, psycopg.DataError):",
+        "except (psycopg.IntegrityError, psycopg.DataError, psycopg.errors.ProgramLimitExceeded):",
         "except psycopg.NotSupportedError:",
         ("tests/database/test_put_minutes.py",),
     ),
     Mutant(
         "repeated faults not counted",
         "rejected rows are accounted for one by one",
-        SCHEMA,
-        "times = r.times + 1,",
+        FILING,
+        "times = r.times + excluded.times,",
         "times = r.times,",
         ("tests/database/test_put_minutes.py",),
     ),
@@ -359,7 +359,7 @@ MUTANTS = (
     Mutant(
         "history replaces a stored minute",
         "a point of history never replaces a stored minute",
-        ORDER,
+        FILING,
         "WHERE excluded.source <> ''history''\n           AND %2$s >= %3$s",
         "WHERE %2$s >= %3$s",
         ("tests/properties/test_ties.py", *PUT_TESTS, *HISTORY_TESTS),
@@ -383,7 +383,7 @@ MUTANTS = (
     Mutant(
         "points beyond the window",
         "only observations of [from, to) are stored",
-        HISTORY,
+        FILING,
         '(minute_ts >= "from" AND minute_ts < "to") IS NOT true',
         '(minute_ts >= "from" AND minute_ts <= "to") IS NOT true',
         HISTORY_TESTS,
@@ -433,12 +433,12 @@ MUTANTS = (
     Mutant(
         "a coin deleted by a sweep",
         "a coin that leaves the list is never deleted",
-        COINS,
-        "BEGIN\n    WITH judged AS (",
-        "BEGIN\n    DELETE FROM coin_priorities c WHERE NOT EXISTS (SELECT FROM minute_close m\n"
+        FILING,
+        "    WITH judged AS (\n        SELECT s.*, CASE",
+        "    DELETE FROM coin_priorities c WHERE NOT EXISTS (SELECT FROM minute_close m\n"
         "        WHERE m.coin_id = c.coin_id)\n"
         "        AND c.coin_id NOT IN (SELECT s.coin_id FROM pg_temp.staged_coins s);\n"
-        "    WITH judged AS (",
+        "    WITH judged AS (\n        SELECT s.*, CASE",
         ("tests/database/test_coins.py", "tests/collecting/test_sweep.py"),
     ),
     Mutant(
