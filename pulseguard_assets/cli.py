@@ -40,6 +40,7 @@ from pulseguard_assets.running.screen import Screen
 from pulseguard_assets.running.supervisor import ChildFailed
 from pulseguard_assets.settings import Settings, SettingsError, load_settings
 from pulseguard_assets.warehouse.account import bundled_installation
+from pulseguard_assets.warehouse.at_hand import dsn_at_hand
 from pulseguard_assets.warehouse.connection import DatabaseUnavailable, UnsupportedPostgres
 from pulseguard_assets.warehouse.embedded import (
     EmbeddedPostgres,
@@ -231,7 +232,7 @@ def migrate_command() -> None:
     `pulseguard up` does so by itself.
     """
     settings = load_settings()
-    dsn = _dsn_at_hand(settings)
+    dsn = dsn_at_hand(settings)
     if dsn is None:
         with EmbeddedPostgres(settings.data_dir, progress=click.echo) as embedded_dsn:
             applied = migrate(embedded_dsn)
@@ -286,7 +287,7 @@ def psql_command(demo: bool, arguments: tuple[str, ...]) -> None:
     ARGUMENTS go to psql: pulseguard psql -c "SELECT count(*) FROM minute_close"
     """
     data_dir = _data_dir(demo=demo)
-    dsn = running_dsn(data_dir) if demo else _dsn_at_hand(load_settings())
+    dsn = running_dsn(data_dir) if demo else dsn_at_hand(load_settings())
     if dsn is None:
         raise InstanceError(
             f"The embedded PostgreSQL of {data_dir} does not run. Start it in another terminal: "
@@ -321,13 +322,6 @@ def version_command() -> None:
 def _data_dir(*, demo: bool) -> Path:
     data_dir = load_settings().data_dir
     return data_dir / "demo" if demo else data_dir
-
-
-def _dsn_at_hand(settings: Settings) -> str | None:
-    """The database in use; None when it is an embedded one that does not run."""
-    if settings.database_url is not None:
-        return settings.database_url.get_secret_value()
-    return running_dsn(settings.data_dir)
 
 
 if __name__ == "__main__":

@@ -500,6 +500,11 @@ class Settings(BaseSettings):
         return tuple(kind if kind in _NAMED_KINDS else _OTHER_KIND for kind in kinds)
 
     @property
+    def alert_labels(self) -> tuple[str, ...]:
+        """Each kind with the place of its address, such as `slack (1)`."""
+        return tuple(f"{kind} ({place})" for place, kind in enumerate(self.alert_kinds, start=1))
+
+    @property
     def ui_address(self) -> str:
         """What links to the web interface begin with: `ui_url`, or where it listens."""
         if self.ui_url is not None:

@@ -10,15 +10,14 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 
 import click
-from psycopg import Connection
 
 from pulseguard_assets.alerts.channels import ChannelRefused, channels_of, send
 from pulseguard_assets.alerts.errors import AlertsError
 from pulseguard_assets.alerts.incidents import Incident, incidents, open_incidents
 from pulseguard_assets.alerts.messages import greeting, linked, shortened, span
-from pulseguard_assets.settings import Settings, load_settings
-from pulseguard_assets.warehouse.connection import DatabaseUnavailable, connect
-from pulseguard_assets.warehouse.embedded import running_dsn
+from pulseguard_assets.settings import load_settings
+from pulseguard_assets.warehouse.at_hand import dsn_in_use
+from pulseguard_assets.warehouse.connection import connect
 
 _NEWEST = 200
 
@@ -29,7 +28,7 @@ _NEWEST = 200
 def list_incidents(everything: bool, as_json: bool) -> None:
     """What is wrong now, since when, how often, and what to do about it."""
     settings = load_settings()
-    with _connect(settings) as connection:
+    with connect(dsn_in_use(settings)) as connection:
         found = incidents(connection, _NEWEST) if everything else open_incidents(connection)
     if as_json:
         click.echo(json.dumps([_plain(incident) for incident in found], indent=2))
@@ -71,18 +70,6 @@ def alert_test() -> None:
             f"{'; '.join(refusals)}. See that the service answers, and that its address in "
             "PULSEGUARD_ALERT_URLS is right."
         )
-
-
-def _connect(settings: Settings) -> Connection:
-    url = settings.database_url
-    dsn = running_dsn(settings.data_dir) if url is None else url.get_secret_value()
-    if dsn is None:
-        raise DatabaseUnavailable(
-            f"No database is named, and none runs in {settings.data_dir}. Start the platform with "
-            "`pulseguard up`, which brings its own, or set PULSEGUARD_DATABASE_URL (or "
-            "PULSEGUARD_DATA_DIR, if it runs in another folder)."
-        )
-    return connect(dsn)
 
 
 def _plain(incident: Incident) -> dict[str, str | int | None]:

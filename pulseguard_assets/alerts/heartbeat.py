@@ -21,6 +21,8 @@ from types import TracebackType
 import httpx
 from pydantic import SecretStr
 
+from pulseguard_assets.alerts.complaint import Complaint, Say
+
 AT_MOST_EVERY = timedelta(minutes=1)
 
 # For each of connecting, sending and waiting for the answer's first line.
@@ -44,17 +46,16 @@ class Heartbeat:
     def __init__(
         self,
         url: SecretStr | None,
-        say: Callable[[str], None],
+        say: Say,
         *,
         clock: Callable[[], float] = time.monotonic,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._url = url
-        self._say = say
+        self._failing = Complaint(say, over="The heartbeat gets through again.")
         self._clock = clock
         self._client = None if url is None else _client(transport)
         self._last: float | None = None
-        self._complaint: str | None = None
 
     def beat(self) -> None:
         """Ping, unless that was done less than a minute ago. Never raises for a failing ping."""
@@ -65,14 +66,13 @@ class Heartbeat:
             return
         self._last = now
         complaint = _ping(self._client, self._url)
-        if complaint is not None and self._complaint is None:
-            self._say(
+        if complaint is None:
+            self._failing.ends()
+        else:
+            self._failing.lasts(
                 f"The heartbeat does not get through: {_THE_ADDRESS} {complaint}. It is tried "
                 "again every minute. See that the address is right and that the service answers."
             )
-        elif complaint is None and self._complaint is not None:
-            self._say("The heartbeat gets through again.")
-        self._complaint = complaint
 
     def close(self) -> None:
         """Let go of connections."""

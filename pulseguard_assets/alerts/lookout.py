@@ -20,6 +20,7 @@ import click
 import psycopg
 
 from pulseguard_assets.alerts.channels import Channel, channels_of
+from pulseguard_assets.alerts.complaint import Complaint, Say
 from pulseguard_assets.alerts.heartbeat import Heartbeat
 from pulseguard_assets.alerts.load_error import load_error
 from pulseguard_assets.alerts.looking import tell
@@ -29,19 +30,18 @@ from pulseguard_assets.alerts.process_rules import Trail, followed, look_at_proc
 from pulseguard_assets.alerts.status import Status, take_status
 from pulseguard_assets.running.instance import Folders
 from pulseguard_assets.settings import Settings, load_settings
+from pulseguard_assets.warehouse.at_hand import dsn_at_hand
 from pulseguard_assets.warehouse.connection import (
     DatabaseUnavailable,
     UnsupportedPostgres,
     connect,
 )
-from pulseguard_assets.warehouse.embedded import running_dsn
 
 EVERY = timedelta(seconds=30)
 
 # All children together have 7 s to stop, and this one is stopped first.
 _SECONDS_TO_FINISH = 1.0
 
-Say = Callable[[str], None]
 Now = Callable[[], datetime]
 
 
@@ -122,8 +122,8 @@ class Rounds:
         self._channels = channels
         self._heartbeat = heartbeat
         self._trail: Trail | None = None
-        self._recording = Trouble(say, over="Incidents are recorded again.")
-        self._sending = Trouble(say, over="Alerts get through again.")
+        self._recording = Complaint(say, over="Incidents are recorded again.")
+        self._sending = Complaint(say, over="Alerts get through again.")
 
     def make(self, *, now: datetime) -> Status:
         """Look, tell, and ping if all is well."""
@@ -136,12 +136,14 @@ class Rounds:
     def _look(self, status: Status, now: datetime) -> Look:
         self._trail = followed(self._trail, status, now=now)
         logs = self._folders.logs
+        # Its log is read only while there is something to explain.
+        away = self._trail is not None and "code-server" in self._trail.away
         return look_at_processes(
             status,
             self._trail,
             now=now,
             logs=str(logs),
-            load_error=load_error(logs / "code-server.log"),
+            load_error=load_error(logs / "code-server.log") if away else None,
         )
 
     def _tell(self, look: Look, now: datetime) -> None:
@@ -159,8 +161,7 @@ class Rounds:
             self._sending.ends()
 
     def _connected(self) -> psycopg.Connection:
-        url = self._settings.database_url
-        dsn = running_dsn(self._settings.data_dir) if url is None else url.get_secret_value()
+        dsn = dsn_at_hand(self._settings)
         if dsn is None:
             raise DatabaseUnavailable(f"No database runs in {self._settings.data_dir}.")
         return connect(
@@ -170,24 +171,3 @@ class Rounds:
             statement_timeout=timedelta(seconds=20),
             lock_timeout=timedelta(seconds=10),
         )
-
-
-class Trouble:
-    """Says when something begins and when it ends, however long it lasts in between."""
-
-    def __init__(self, say: Say, *, over: str) -> None:
-        self._say = say
-        self._over = over
-        self._lasts = False
-
-    def lasts(self, sentence: str) -> None:
-        """It does; `sentence` says how."""
-        if not self._lasts:
-            self._say(sentence)
-        self._lasts = True
-
-    def ends(self) -> None:
-        """It does not."""
-        if self._lasts:
-            self._say(self._over)
-        self._lasts = False

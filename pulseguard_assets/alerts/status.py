@@ -35,7 +35,7 @@ from pulseguard_assets.running.polling import polling_in_force
 from pulseguard_assets.running.processes import ProcessList, ProcessRecord, read_processes
 from pulseguard_assets.settings import Settings, masked_url
 from pulseguard_assets.timeframes import MINUTE
-from pulseguard_assets.warehouse.embedded import running_dsn
+from pulseguard_assets.warehouse.at_hand import dsn_at_hand
 
 __all__ = ["DEGRADED", "DOWN", "HEALTHY", "Status", "Trouble", "take_status"]
 
@@ -116,7 +116,8 @@ def take_status(settings: Settings, *, now: datetime, patience: float = PATIENCE
         coverage=facts.coverage,
         incidents=facts.incidents,
         outbox=facts.outbox,
-        channels=_channels(settings),
+        # As they were written; making channels of them would load Apprise.
+        channels=settings.alert_labels,
         credits=_credits(settings, facts.spent),
         sizes=facts.sizes,
         unread=facts.unread,
@@ -144,16 +145,10 @@ def _process(record: ProcessRecord) -> ProcessStatus:
 
 def _database(settings: Settings) -> tuple[str | None, str]:
     """Where the database is: for connecting, None if its server does not run; and to be shown."""
+    dsn = dsn_at_hand(settings)
     if settings.database_url is not None:
-        url = settings.database_url.get_secret_value()
-        return url, masked_url(url)
-    return running_dsn(settings.data_dir), f"embedded, in {settings.data_dir / 'postgres'}"
-
-
-def _channels(settings: Settings) -> tuple[str, ...]:
-    # As they were written; making channels of them would load Apprise.
-    kinds = enumerate(settings.alert_kinds, start=1)
-    return tuple(f"{kind} ({place})" for place, kind in kinds)
+        return dsn, masked_url(settings.database_url.get_secret_value())
+    return dsn, f"embedded, in {settings.data_dir / 'postgres'}"
 
 
 def _credits(settings: Settings, spent: int | None) -> CreditsStatus:

@@ -21,8 +21,8 @@ from pulseguard_assets.coingecko.plans import Plan
 from pulseguard_assets.collecting.errors import CollectingError
 from pulseguard_assets.collecting.planning import plan_in_force
 from pulseguard_assets.settings import Settings
-from pulseguard_assets.warehouse.connection import DatabaseUnavailable, connect
-from pulseguard_assets.warehouse.embedded import running_dsn
+from pulseguard_assets.warehouse.at_hand import dsn_in_use
+from pulseguard_assets.warehouse.connection import connect
 from pulseguard_assets.warehouse.ledger import Ledger, Reservation
 
 if TYPE_CHECKING:
@@ -160,15 +160,7 @@ class Platform:
         Raises:
             DatabaseUnavailable: there is neither, or the server cannot be reached.
         """
-        url = self.settings.database_url
-        dsn = running_dsn(self.settings.data_dir) if url is None else url.get_secret_value()
-        if dsn is None:
-            raise DatabaseUnavailable(
-                f"No database is named, and none runs in {self.settings.data_dir}. Start the "
-                "platform with `pulseguard up`, which brings its own, or set "
-                "PULSEGUARD_DATABASE_URL (or PULSEGUARD_DATA_DIR, if it runs in another folder)."
-            )
-        return connect(dsn, lock_timeout=_LOCK_TIMEOUT)
+        return connect(dsn_in_use(self.settings), lock_timeout=_LOCK_TIMEOUT)
 
     def close(self) -> None:
         """Close the connections it keeps."""

@@ -110,8 +110,7 @@ def where_alerts_go(settings: Settings) -> str:
             "nowhere: no channel is configured, so nobody is told when something fails. Set "
             "PULSEGUARD_ALERT_URLS; `pulseguard alert-test` tries it"
         )
-    kinds = enumerate(settings.alert_kinds, start=1)
-    return ", ".join(f"{kind} ({place})" for place, kind in kinds)
+    return ", ".join(settings.alert_labels)
 
 
 def _where_prices_are(settings: Settings, folders: Folders, *, simulated: bool) -> str:
