@@ -38,6 +38,7 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
+from watching_support import instance_on
 
 from pulseguard_assets.alerts import status_reading, watch_list
 from pulseguard_assets.alerts.instigators import Watched
@@ -54,7 +55,7 @@ from pulseguard_assets.running.processes import (
 )
 from pulseguard_assets.settings import load_settings
 from pulseguard_assets.timeframes import TIMEFRAMES
-from pulseguard_assets.warehouse.connection import connect, dagster_url, ensure_dagster_schema
+from pulseguard_assets.warehouse.connection import connect, ensure_dagster_schema
 from pulseguard_assets.warehouse.embedded import EmbeddedPostgres
 from pulseguard_assets.warehouse.postmaster import processes_in
 
@@ -82,9 +83,7 @@ def well(postgres: Any) -> Iterator[str]:
     """The name of a database of a platform that is well at NOW, with Dagster's own tables."""
     with postgres.new_database(postgres.migrated_template()) as dsn:
         ensure_dagster_schema(dsn)
-        with dg.instance_for_test(
-            {"storage": {"postgres": {"postgres_url": dagster_url(dsn)}}}
-        ) as instance:
+        with instance_on(dsn) as instance:
             _tick_everything(instance)
         with connect(dsn) as connection:
             _collect(connection)
@@ -181,9 +180,7 @@ def database(postgres: Any, well: str) -> Iterator[str]:
 @pytest.fixture
 def instance(database: str) -> Iterator[dg.DagsterInstance]:
     """Dagster on that copy."""
-    with dg.instance_for_test(
-        {"storage": {"postgres": {"postgres_url": dagster_url(database)}}}
-    ) as instance:
+    with instance_on(database) as instance:
         yield instance
 
 

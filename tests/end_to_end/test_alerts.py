@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import psycopg
 import pytest
 from alerts_support import Sink, serving_mailbox, serving_webhook
 from playwright.sync_api import Browser, expect
@@ -20,7 +19,6 @@ from up_support import ARTEFACTS, REAL, STAND_IN, Up, eventually, keep_picture, 
 
 from pulseguard_assets.simulator.limits import Limits
 from pulseguard_assets.simulator.server import RunningSimulator, running_simulator
-from pulseguard_assets.warehouse.embedded import running_dsn
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -51,17 +49,9 @@ def _alerting(
     yield up
 
 
-def _rows(up: Up, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-    dsn = running_dsn(up.folders.root)
-    assert dsn is not None
-    with psycopg.connect(dsn) as connection:
-        return connection.execute(statement.encode(), parameters).fetchall()
-
-
 def _open(up: Up) -> dict[str, tuple[datetime, int]]:
     """The causes of the open incidents: since when, and how often."""
-    found = _rows(
-        up,
+    found = up.rows(
         "SELECT cause, first_seen, occurrences FROM incidents WHERE resolved_at IS NULL",
     )
     return {cause: (since, times) for cause, since, times in found}
@@ -145,11 +135,11 @@ def _the_provider_goes_down(up: Up, provider: RunningSimulator, hook: Sink, mail
     assert _open(up)[PRICES][0] - down <= timedelta(minutes=3)
     for sink in (hook, mail):
         eventually("told", lambda sink=sink: _messages(sink, "coingecko_price_sensor"), within=60)  # type: ignore[misc]
-    rounds = _rows(up, "SELECT rounds FROM incidents WHERE cause = %s", PRICES)[0][0]
+    rounds = up.rows("SELECT rounds FROM incidents WHERE cause = %s", PRICES)[0][0]
     eventually(
         "two more rounds of it",
         lambda: (
-            _rows(up, "SELECT rounds FROM incidents WHERE cause = %s", PRICES)[0][0] >= rounds + 2
+            up.rows("SELECT rounds FROM incidents WHERE cause = %s", PRICES)[0][0] >= rounds + 2
         ),
         within=180,
     )
@@ -215,8 +205,8 @@ def _a_hundred_failures_are_one_incident(up: Up, hook: Sink) -> None:
     )
     eventually("100 failing ticks", lambda: up.query(failures) >= 100, within=600)
     found = "SELECT id, occurrences FROM incidents WHERE cause = 'sensor:raising:FAILING'"
-    eventually("they are counted", lambda: _rows(up, found)[0][1] >= 100, within=150)
-    ((_, times),) = _rows(up, found)
+    eventually("they are counted", lambda: up.rows(found)[0][1] >= 100, within=150)
+    ((_, times),) = up.rows(found)
     assert times <= up.query(failures)
     assert len(_messages(hook, "raising")) == 1
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-import psycopg
 import pytest
 from playwright.sync_api import Browser, expect
 from up_support import REAL, Up, eventually, keep_picture, open_page
-
-from pulseguard_assets.warehouse.embedded import running_dsn
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -18,13 +15,6 @@ MINUTES = "SELECT count(DISTINCT minute_ts) FROM minute_close"
 CLOSES = ("minute_close", "hourly_close", "daily_close", "monthly_close")
 # Two whole minutes pass before a second poll is due for sure.
 TWO_POLLS = 200.0
-
-
-def _rows(up: Up, statement: str) -> list[tuple[object, ...]]:
-    dsn = running_dsn(up.folders.root)
-    assert dsn is not None
-    with psycopg.connect(dsn) as connection:
-        return connection.execute(statement.encode()).fetchall()
 
 
 def _lineage(browser: Browser, up: Up) -> None:
@@ -55,8 +45,7 @@ def test_the_demo_collects_shows_it_and_goes_on_after_a_stop(
     _lineage(browser, up)
 
     # The open hour is live, rests on just the minutes that are stored, and is their last one.
-    assert _rows(
-        up,
+    assert up.rows(
         """SELECT count(*) FROM hourly_close h WHERE h.close_ts IS DISTINCT FROM
            (SELECT max(m.minute_ts) FROM minute_close m WHERE m.coin_id = h.coin_id
             AND date_trunc('hour', m.minute_ts, 'UTC') = h.hour_ts)
@@ -78,8 +67,7 @@ def test_the_demo_collects_shows_it_and_goes_on_after_a_stop(
     )
     # No minute in which it ran is missing: from each poll to the next it is a minute, but for the
     # one gap of the stop.
-    gaps = _rows(
-        again,
+    gaps = again.rows(
         """SELECT count(*) FROM (SELECT minute_ts - lag(minute_ts) OVER (ORDER BY minute_ts) AS gap
            FROM (SELECT DISTINCT minute_ts FROM minute_close) AS minutes) AS gaps
            WHERE gap > INTERVAL '1 minute'""",

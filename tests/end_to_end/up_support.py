@@ -12,6 +12,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
@@ -126,6 +127,13 @@ class Up:
         except psycopg.Error:
             return -1
         return int(row[0]) if row else -1
+
+    def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """The rows of a statement, of a database that runs."""
+        dsn = running_dsn(self.folders.root)
+        assert dsn is not None
+        with psycopg.connect(dsn) as connection:
+            return connection.execute(statement.encode(), parameters).fetchall()
 
     def ticks(self) -> int:
         return self.query("SELECT count(*) FROM dagster.job_ticks WHERE status <> 'STARTED'")

@@ -13,6 +13,7 @@ from dagster._core.definitions.freshness import FreshnessState, FreshnessStateCh
 from dagster._core.storage.partition_status_cache import (
     get_and_update_asset_status_cache_value,
 )
+from watching_support import instance_on
 
 from pulseguard_assets.assets import housekeeping
 from pulseguard_assets.assets.housekeeping import (
@@ -27,7 +28,6 @@ from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.timeframes import DAILY, HOURLY, MINUTE, MONTHLY, TIMEFRAMES, WEEKLY
 from pulseguard_assets.warehouse.connection import (
     connect,
-    dagster_url,
     ensure_dagster_schema,
 )
 
@@ -60,7 +60,7 @@ def prepared(postgres: Any) -> Iterator[str]:
             connection.execute("INSERT INTO coin_priorities (coin_id) VALUES ('bitcoin')")
             name = connection.info.dbname
         ensure_dagster_schema(dsn)
-        with _instance_on(dsn):
+        with instance_on(dsn):
             pass
         yield name
 
@@ -75,12 +75,8 @@ def database(postgres: Any, prepared: str) -> Iterator[str]:
 @pytest.fixture
 def instance(database: str) -> Iterator[dg.DagsterInstance]:
     """A Dagster instance on `database`, where `pulseguard up` puts it."""
-    with _instance_on(database) as instance:
+    with instance_on(database) as instance:
         yield instance
-
-
-def _instance_on(dsn: str) -> Any:
-    return dg.instance_for_test({"storage": {"postgres": {"postgres_url": dagster_url(dsn)}}})
 
 
 # --- assets that record what the real ones do, without their work ---
