@@ -64,7 +64,8 @@ def put_minutes(
     """
     if minutes.is_empty():
         return Put(0, 0)
-    minutes = minutes.match_to_schema(MINUTES_SCHEMA)
+    if minutes.schema != MINUTES_SCHEMA:
+        minutes = minutes.match_to_schema(MINUTES_SCHEMA)
     first, last = _span(minutes, fallback=now)
     ordered = _in_order(minutes, one_label=first == last)
     if last <= now:

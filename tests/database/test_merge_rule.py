@@ -184,6 +184,38 @@ def test_any_delivery_ends_in_the_closes_of_the_raw_stream(
         assert roll_up_all(closes) == 0
 
 
+MANY = tuple(f"coin-{number}" for number in range(101))
+OF_MANY = {
+    "a minute": [at(5, 50, coin, late=3600) for coin in MANY],
+    "a later one": [at(6, 60, coin) for coin in MANY],
+    "another of some": [at(6, 61, coin, late=60) for coin in MANY[::2]],
+    "a correction": [replace(at(6, 62, coin, late=90), source="correction") for coin in MANY],
+    "the past": [replace(at(6, 63, coin, late=7200), source="history") for coin in MANY],
+}
+
+
+def test_the_minute_of_many_coins_is_merged_by_the_same_rule(closes: psycopg.Connection) -> None:
+    """Its statement is planned once and kept; it has to be the rule for whatever it meets."""
+    add_coins(closes, *MANY)
+    for names in random.Random(1).sample(list(itertools.permutations(OF_MANY)), 20):
+        delivered: list[Observation] = []
+        with closes.transaction(force_rollback=True):
+            for name in names:
+                delivered += OF_MANY[name]
+                put(closes, OF_MANY[name])
+                assert stored_hours(closes) == expected(HOURLY, delivered)
+            assert [put(closes, batch) for batch in OF_MANY.values()] == [(0, 0)] * len(OF_MANY)
+
+
+def test_the_kept_statement_is_the_merge_rule_as_it_is_now(closes: psycopg.Connection) -> None:
+    body = one(closes, "SELECT prosrc FROM pg_proc WHERE proname = 'aggregate_to_hourly'")
+    rule = (
+        "SELECT merge_rule('hourly', "
+        "incoming_of_one_label('hourly', 'arrived', 'first', 'hour', 'bit'), 'hour', 'hour')"
+    )
+    assert one(closes, rule) in body
+
+
 # -- the rule, clause by clause --------------------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ HISTORY = "sql/011_history.sql"
 CHECKS = "sql/012_checks.sql"
 LEDGER = "sql/013_release_reserve.sql"
 FILING = "sql/016_set_aside_last.sql"
+MERGE = "sql/017_minute_planned_once.sql"
 
 MERGE_TESTS = ("tests/database/test_merge_rule.py",)
 ROLL_UP_TESTS = ("tests/database/test_roll_up.py",)
@@ -83,7 +84,7 @@ MUTANTS = (
     Mutant(
         "first writer wins a tie in a rollup",
         "the incoming observation is taken if it is at least as late (>=)",
-        ORDER,
+        MERGE,
         "AND %6$s >= %7$s",
         "AND %6$s > %7$s",
         MERGE_TESTS,
@@ -107,7 +108,7 @@ MUTANTS = (
     Mutant(
         "last writer wins a rollup",
         "the later observation wins, whichever is merged last",
-        ORDER,
+        MERGE,
         "AND %6$s >= %7$s",
         "",
         MERGE_TESTS,
@@ -115,7 +116,7 @@ MUTANTS = (
     Mutant(
         "unknown values carried over",
         "columns of different observations are never mixed",
-        ORDER,
+        MERGE,
         "volume_24h_usd = incoming.volume_24h_usd, coin_rank = incoming.coin_rank,",
         "volume_24h_usd = coalesce(incoming.volume_24h_usd, stored.volume_24h_usd), "
         "coin_rank = incoming.coin_rank,",
@@ -124,7 +125,7 @@ MUTANTS = (
     Mutant(
         "evidence replaced",
         "evidence is the union of all children and never shrinks",
-        ORDER,
+        MERGE,
         "source = incoming.source, close_ts = incoming.close_ts,\n"
         "            seen = stored.seen | incoming.seen",
         "source = incoming.source, close_ts = incoming.close_ts,\n            seen = incoming.seen",
@@ -133,7 +134,7 @@ MUTANTS = (
     Mutant(
         "evidence of an older child lost",
         "evidence is ORed also when the close stays",
-        ORDER,
+        MERGE,
         "WHEN MATCHED AND stored.seen | incoming.seen <> stored.seen",
         "WHEN MATCHED AND false",
         MERGE_TESTS,
@@ -141,7 +142,7 @@ MUTANTS = (
     Mutant(
         "writes that change nothing",
         "repeating any step writes 0 rows",
-        ORDER,
+        MERGE,
         "(stored.close_ts, stored.created_at, stored.price_usd, stored.market_cap_usd,",
         "(NULL::timestamptz, stored.created_at, stored.price_usd, stored.market_cap_usd,",
         ROLL_UP_TESTS,
@@ -167,7 +168,7 @@ MUTANTS = (
     Mutant(
         "gaps carried forward",
         "no observation, no row",
-        CLOSES,
+        MERGE,
         "'arrived', first, last), first, last);\n",
         "'arrived', first, last), first, last);\n"
         "    PERFORM add_monthly_partition('hourly_close', last + INTERVAL '1 hour');\n"
