@@ -30,12 +30,12 @@ from pulseguard_assets.coingecko.planner import (
 )
 from pulseguard_assets.coingecko.plans import PLANS, plan_for
 from pulseguard_assets.collecting.errors import CollectingError
-from pulseguard_assets.collecting.planning import COINS_THERE_ARE
+from pulseguard_assets.collecting.planning import COINS_THERE_ARE, polling_by_settings
 from pulseguard_assets.running.address import AddressUnusable
 from pulseguard_assets.running.demo import demo_settings, free_port
 from pulseguard_assets.running.instance import Folders, InstanceError, running_pid
 from pulseguard_assets.running.platform import Options, up
-from pulseguard_assets.running.polling import in_words, polling_in_force
+from pulseguard_assets.running.polling import in_words
 from pulseguard_assets.running.screen import Screen
 from pulseguard_assets.running.supervisor import ChildFailed
 from pulseguard_assets.settings import Settings, SettingsError, load_settings
@@ -261,7 +261,7 @@ def plan_command(ctx: click.Context, plans: tuple[str, ...], coins: tuple[int, .
         return
     settings = load_settings()
     if not plans and not coins:
-        polling = polling_in_force(settings)
+        polling = polling_by_settings(settings)
         click.echo(render_table([PlanningRow(polling.plan, polling.coins, polling, None)]))
         click.echo(f"\nThese settings poll {in_words(polling)}.")
         return

@@ -23,7 +23,7 @@ from pulseguard_assets.automation.rolling_up import rollup_schedules
 from pulseguard_assets.automation.sweeping import sweep_schedule
 from pulseguard_assets.automation.upkeep import upkeep_schedules
 from pulseguard_assets.automation.watchdog import watchdog_schedule
-from pulseguard_assets.collecting.budget import expected_cadence
+from pulseguard_assets.collecting.planning import expected_cadence
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.settings import load_settings
 from pulseguard_assets.timeframes import MINUTE

@@ -30,8 +30,8 @@ from pulseguard_assets.alerts.status_facts import (
 )
 from pulseguard_assets.alerts.status_reading import NOT_THERE, read_database
 from pulseguard_assets.coingecko.planner import PlanCannotPay
+from pulseguard_assets.collecting.planning import expected_cadence, polling_by_settings
 from pulseguard_assets.running.instance import REAL, SIMULATED, Folders
-from pulseguard_assets.running.polling import polling_in_force
 from pulseguard_assets.running.processes import ProcessList, ProcessRecord, read_processes
 from pulseguard_assets.settings import Settings, masked_url
 from pulseguard_assets.timeframes import MINUTE
@@ -153,7 +153,7 @@ def _database(settings: Settings) -> tuple[str | None, str]:
 
 def _credits(settings: Settings, spent: int | None) -> CreditsStatus:
     try:
-        allowed = polling_in_force(settings).credits_allowed
+        allowed = polling_by_settings(settings).credits_allowed
     except PlanCannotPay:
         allowed = None
     return CreditsStatus(settings.plan, spent, allowed)
@@ -163,10 +163,7 @@ def _cadence(settings: Settings, tolerance: timedelta | None) -> timedelta:
     """From poll to poll: as whoever polls has written it down, if that is more than 5 minutes."""
     if tolerance is not None and tolerance > timedelta(minutes=5):
         return tolerance
-    try:
-        return timedelta(minutes=polling_in_force(settings).cadence_minutes)
-    except PlanCannotPay:
-        return timedelta(minutes=settings.cadence_minutes or 1)
+    return expected_cadence(settings)
 
 
 def _watching_since(

@@ -54,7 +54,8 @@ from pulseguard_assets.alerts.work import look_at_checks, look_at_runs
 from pulseguard_assets.assets.partitions import partitions_of
 from pulseguard_assets.coingecko.backfill import first_within_reach
 from pulseguard_assets.coingecko.planner import PlanCannotPay, PollingPlan
-from pulseguard_assets.collecting.budget import calls_to_come, expected_cadence, polling_of
+from pulseguard_assets.collecting.budget import calls_to_come, polling_of
+from pulseguard_assets.collecting.planning import expected_cadence
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.timeframes import DAILY, HOURLY, MONTHLY, Timeframe, bucket_end
 from pulseguard_assets.warehouse.ledger import spent_this_month

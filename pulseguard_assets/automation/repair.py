@@ -29,7 +29,8 @@ from pulseguard_assets.automation.windows import (
     windows_between,
 )
 from pulseguard_assets.coingecko.backfill import first_within_reach, ready_at
-from pulseguard_assets.collecting.budget import Allowance, history_allowance
+from pulseguard_assets.collecting.allowance import Allowance
+from pulseguard_assets.collecting.budget import history_allowance
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.collecting.sweep import KIND as SWEEP
 from pulseguard_assets.timeframes import DAILY, HOURLY, Timeframe

@@ -7,7 +7,6 @@ polls (`coingecko/planner.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
 
@@ -16,37 +15,15 @@ from psycopg import Connection
 from pulseguard_assets.coingecko.packing import pack_ids
 from pulseguard_assets.coingecko.planner import (
     DAY_MINUTES,
-    PlanCannotPay,
     PollingPlan,
     plan_polling,
     sweep_calls,
 )
-from pulseguard_assets.coingecko.plans import Plan
-from pulseguard_assets.collecting.planning import COINS_THERE_ARE, plan_in_force
+from pulseguard_assets.collecting.allowance import Allowance
+from pulseguard_assets.collecting.planning import polling_by_settings
 from pulseguard_assets.collecting.platform import Platform
-from pulseguard_assets.settings import Settings
 from pulseguard_assets.warehouse.coins import coins_to_poll
 from pulseguard_assets.warehouse.ledger import spent_this_month
-
-
-@dataclass(frozen=True)
-class Allowance:
-    """What history may spend, as of one instant; work it out anew for every run.
-
-    Attributes:
-        calls_per_minute: most calls that anybody, polls included, may have made within 60 seconds
-            for history to make another. 0 if the plan leaves none for it.
-        credits_per_month: most calls of the month, by anybody, that history may bring it to;
-            None for no limit. Polls made meanwhile count against it, to be on the safe side.
-        credits_free: calls that history may make now; None for no limit.
-        month_end: when the month of these credits ends, and with it the allowance: the next
-            month's credits are the polls' first. None if they belong to no month.
-    """
-
-    calls_per_minute: int
-    credits_per_month: int | None
-    credits_free: int | None
-    month_end: datetime | None = None
 
 
 def history_allowance(
@@ -103,35 +80,6 @@ def polling_of(platform: Platform, connection: Connection) -> PollingPlan:
         calls_per_poll=len(pack_ids(coins["coin_id"].to_list())),
         cadence_minutes=settings.cadence_minutes,
     )
-
-
-def polling_by_settings(settings: Settings, plan: Plan | None = None) -> PollingPlan:
-    """The schedule of the polls for the mode's number of coins.
-
-    Args:
-        plan: in place of the plan in force; the cadence is then the shortest it pays for.
-
-    Raises:
-        PlanCannotPay: the plan cannot pay for it.
-    """
-    return plan_polling(
-        plan_in_force(settings) if plan is None else plan,
-        settings.coins_wanted or COINS_THERE_ARE,
-        reserve_percent=settings.reserve_percent,
-        cadence_minutes=settings.cadence_minutes if plan is None else None,
-    )
-
-
-def expected_cadence(settings: Settings) -> timedelta:
-    """From poll to poll, also where the plan cannot pay for it: then as somebody configured it.
-
-    Whoever polls refuses such a cadence with a sentence; to show what was expected is no reason to
-    fail.
-    """
-    try:
-        return timedelta(minutes=polling_by_settings(settings).cadence_minutes)
-    except PlanCannotPay:
-        return timedelta(minutes=settings.cadence_minutes or 1)
 
 
 def history_rate(polling: PollingPlan) -> int:

@@ -45,7 +45,8 @@ from pulseguard_assets.coingecko.errors import (
 )
 from pulseguard_assets.coingecko.frames import without_partial
 from pulseguard_assets.coingecko.planner import PlanCannotPay
-from pulseguard_assets.collecting.budget import Allowance, history_allowance
+from pulseguard_assets.collecting.allowance import Allowance
+from pulseguard_assets.collecting.budget import history_allowance
 from pulseguard_assets.collecting.errors import CollectingError, reason_of
 from pulseguard_assets.collecting.platform import HistoryProvider, NoCallsForHistory, Platform
 from pulseguard_assets.collecting.polling import BY_HAND, know_scope

@@ -31,11 +31,11 @@ from pulseguard_assets.coingecko.plans import PLANS, plan_for
 from pulseguard_assets.collecting.budget import (
     allowance_after,
     history_pace,
-    polling_by_settings,
     polling_of,
     spent_by_figures,
 )
 from pulseguard_assets.collecting.errors import CollectingError
+from pulseguard_assets.collecting.planning import polling_by_settings
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.settings import load_settings
 from pulseguard_assets.timeframes import (

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from psycopg import Connection
@@ -18,15 +18,13 @@ from psycopg import Connection
 from pulseguard_assets.coingecko.client import CoinGecko, Limits, utc_now
 from pulseguard_assets.coingecko.planner import credits_allowed
 from pulseguard_assets.coingecko.plans import Plan
+from pulseguard_assets.collecting.allowance import Allowance
 from pulseguard_assets.collecting.errors import CollectingError
 from pulseguard_assets.collecting.planning import plan_in_force
 from pulseguard_assets.settings import Settings
 from pulseguard_assets.warehouse.at_hand import dsn_in_use
 from pulseguard_assets.warehouse.connection import connect
 from pulseguard_assets.warehouse.ledger import Ledger, Reservation
-
-if TYPE_CHECKING:
-    from pulseguard_assets.collecting.budget import Allowance
 
 # Dagster cuts a tick at 60 s. A tick begins no call after 25 s, and no call lasts longer than
 # these limits: 25 + 12 + 6 s leaves room for the database.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TypeVar
 
+from pulseguard_assets.collecting.planning import polling_by_settings
 from pulseguard_assets.running import children
 from pulseguard_assets.running.address import require_free
 from pulseguard_assets.running.database import DatabaseHold
@@ -27,7 +28,6 @@ from pulseguard_assets.running.instance import (
     locked,
     prepare,
 )
-from pulseguard_assets.running.polling import polling_in_force
 from pulseguard_assets.running.processes import ProcessFile
 from pulseguard_assets.running.screen import Screen
 from pulseguard_assets.running.supervisor import (
@@ -130,7 +130,7 @@ class _Platform:
     async def _start(self, stack: AsyncExitStack, stop: asyncio.Event) -> Guardian:
         """Bring everything up, entering what must be left again into `stack`."""
         folders, step = self._folders, self._screen.step
-        polling_in_force(self._settings)
+        polling_by_settings(self._settings)
         require_free(self._settings.host, self._settings.port)
         lock = stack.enter_context(locked(folders))
         claim(folders, self._options.purpose)

@@ -1,28 +1,11 @@
-"""The polling schedule that follows from the settings.
+"""The polling schedule in words.
 
-Belongs here: settings in, a schedule of `coingecko/planner.py` out, and its words.
-Does not: the arithmetic, or counting calls.
+Belongs here: how a schedule of `coingecko/planner.py` is told. Does not: working it out.
 """
 
 from __future__ import annotations
 
-from pulseguard_assets.coingecko.planner import PollingPlan, plan_polling
-from pulseguard_assets.collecting.planning import COINS_THERE_ARE, plan_in_force
-from pulseguard_assets.settings import Settings
-
-
-def polling_in_force(settings: Settings) -> PollingPlan:
-    """How often these settings poll, and what it costs.
-
-    Raises:
-        PlanCannotPay: the plan cannot pay for it.
-    """
-    return plan_polling(
-        plan_in_force(settings),
-        settings.coins_wanted or COINS_THERE_ARE,
-        reserve_percent=settings.reserve_percent,
-        cadence_minutes=settings.cadence_minutes,
-    )
+from pulseguard_assets.coingecko.planner import PollingPlan
 
 
 def in_words(polling: PollingPlan) -> str:

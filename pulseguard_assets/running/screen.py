@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 
+from pulseguard_assets.collecting.planning import polling_by_settings
 from pulseguard_assets.running.instance import Folders
-from pulseguard_assets.running.polling import in_words, polling_in_force
+from pulseguard_assets.running.polling import in_words
 from pulseguard_assets.settings import Settings, masked_url
 
 Line = Callable[[str], None]
@@ -77,7 +78,7 @@ class Screen:
         """Everything is up: where to look, and how to stop."""
         rows = {
             "Web interface": web_address(settings.host, settings.port),
-            "Polling": in_words(polling_in_force(settings)),
+            "Polling": in_words(polling_by_settings(settings)),
             "Prices": _where_prices_are(settings, folders, simulated=simulated),
             "Logs": str(folders.logs),
             "Alerts": where_alerts_go(settings),
