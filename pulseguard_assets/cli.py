@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pulseguard_assets.alerts.errors import AlertsError
@@ -40,7 +41,7 @@ from pulseguard_assets.running.screen import Screen
 from pulseguard_assets.running.supervisor import ChildFailed
 from pulseguard_assets.settings import Settings, SettingsError, load_settings
 from pulseguard_assets.warehouse.account import bundled_installation
-from pulseguard_assets.warehouse.at_hand import dsn_at_hand
+from pulseguard_assets.warehouse.at_hand import dsn_at_hand, dsn_in_use
 from pulseguard_assets.warehouse.connection import DatabaseUnavailable, UnsupportedPostgres
 from pulseguard_assets.warehouse.embedded import (
     EmbeddedPostgres,
@@ -49,6 +50,7 @@ from pulseguard_assets.warehouse.embedded import (
     running_dsn,
 )
 from pulseguard_assets.warehouse.migrations import MigrationError, migrate
+from pulseguard_assets.warehouse.roles import ROLES, RolesRefused, install_roles
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,6 +67,7 @@ KNOWN_ERRORS = (
     MigrationError,
     PlanCannotPay,
     ProviderError,
+    RolesRefused,
     SettingsError,
     UnsupportedPostgres,
 )
@@ -133,6 +136,14 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KNOWN_ERRORS as error:
             click.echo(f"pulseguard: {error}", err=True)
+            ctx.exit(EXIT_KNOWN_ERROR)
+        except errors.InsufficientPrivilege as error:
+            click.echo(
+                f"pulseguard: PostgreSQL does not let the login of PULSEGUARD_DATABASE_URL do that: "
+                f"{error.diag.message_primary}. Collecting takes a member of pulseguard_writer, "
+                "reading one of pulseguard_reader; `pulseguard roles` makes both.",
+                err=True,
+            )
             ctx.exit(EXIT_KNOWN_ERROR)
 
 
@@ -241,6 +252,18 @@ def migrate_command() -> None:
     for version in applied:
         click.echo(f"applied {version}")
     click.echo("The database is up to date.")
+
+
+@main.command("roles")
+def roles_command() -> None:
+    """Make roles by which people share the database, and grant them what they may.
+
+    To be run once, by whoever may create roles and owns the database.
+    """
+    made = install_roles(dsn_in_use(load_settings()))
+    for role, purpose in ROLES.items():
+        click.echo(f"{role} ({'made' if role in made else 'known'}): {purpose.partition(': ')[2]}")
+    click.echo(f"In use. Grant one to a login, for example: GRANT {next(iter(ROLES))} TO alice")
 
 
 @main.group("plan", cls=Commands, loaded_when_called=_OF_PLAN, invoke_without_command=True)

@@ -28,18 +28,24 @@ _CODE_SERVER_THREADS = "20"
 
 
 def environment(
-    settings: Settings, folders: Folders, dsn: str, inherited: Mapping[str, str] | None = None
+    settings: Settings,
+    folders: Folders,
+    dsn: str,
+    inherited: Mapping[str, str] | None = None,
+    *,
+    dagster_role: str | None = None,
 ) -> dict[str, str]:
     """The environment of every child: the settings in force, spelt out.
 
     The children read no `.env` of their own and see no variable that `up` did not read, so that
-    there is one truth. `dsn` takes the place of the database setting, which may be empty.
+    there is one truth. `dsn` takes the place of the database setting, which may be empty;
+    `dagster_role` is whom Dagster acts as in it.
     """
     return {
         **_inherited(inherited),
         **_settings_as_variables(settings),
         "PULSEGUARD_DATABASE_URL": dsn,
-        "PULSEGUARD_DAGSTER_DATABASE_URL": dagster_url(dsn),
+        "PULSEGUARD_DAGSTER_DATABASE_URL": dagster_url(dsn, role=dagster_role),
         "PULSEGUARD_CODE_SERVER_SOCKET": str(folders.code_server_socket),
         "PULSEGUARD_INTERNAL_COMPUTE_LOGS": str(folders.compute_logs),
         "DAGSTER_HOME": str(folders.dagster_home),

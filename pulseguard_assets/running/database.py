@@ -119,7 +119,9 @@ def _take_lock(connection: psycopg.Connection) -> None:
 
 def _already_running(connection: psycopg.Connection) -> str:
     row = connection.execute(_HOLDER, (_LOCK,)).fetchone()
-    who = f" ({row[0]}, since {row[1]:%Y-%m-%d %H:%M} UTC)" if row else ""
+    # Another login's sessions are shown without their times.
+    since = f", since {row[1]:%Y-%m-%d %H:%M} UTC" if row and row[1] else ""
+    who = f" ({row[0]}{since})" if row else ""
     return (
         f"Another PulseGuard already runs on this database{who}. Two would collect every price "
         "twice. Stop that one first, or name another database in PULSEGUARD_DATABASE_URL."

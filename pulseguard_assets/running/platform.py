@@ -143,7 +143,7 @@ class _Platform:
             done(f"{'embedded' if self._embedded else 'external'} PostgreSQL")
         _raise_if(stop)
         with step("migrations") as done:
-            applied = await asyncio.to_thread(self._prepare_database, dsn)
+            applied, dagster_role = await asyncio.to_thread(self._prepare_database, dsn)
             done(f"{len(applied)} applied" if applied else "up to date")
         _raise_if(stop)
         self._supervisor = await stack.enter_async_context(
@@ -156,7 +156,7 @@ class _Platform:
                 rules=self._options.rules,
             )
         )
-        for spec in self._specs(dsn):
+        for spec in self._specs(dsn, dagster_role):
             with step(spec.name) as done:
                 await _unless(stop, self._supervisor.start(spec))
                 done(f"process {self._supervisor.pids[spec.name]}")
@@ -183,19 +183,20 @@ class _Platform:
         await asyncio.to_thread(self._hold.acquire)
         return dsn
 
-    def _prepare_database(self, dsn: str) -> list[str]:
+    def _prepare_database(self, dsn: str) -> tuple[list[str], str | None]:
+        """The migrations that were applied, and whom Dagster acts as."""
         assert self._hold is not None  # noqa: S101 - set by _start_database
         applied = migrate(dsn)
         self._hold.claim(self._options.purpose)
-        ensure_dagster_schema(dsn)
+        dagster_role = ensure_dagster_schema(dsn)
         with connect(dsn) as connection:
             set_retention(connection, self._settings.keep_overrides)
-        return applied
+        return applied, dagster_role
 
-    def _specs(self, dsn: str) -> list[ChildSpec]:
+    def _specs(self, dsn: str, dagster_role: str | None) -> list[ChildSpec]:
         """The children in the order of their start; they stop in the opposite one."""
         folders, settings = self._folders, self._settings
-        variables = children.environment(settings, folders, dsn)
+        variables = children.environment(settings, folders, dsn, dagster_role=dagster_role)
         port = self._options.simulator_port
         return [
             *([] if port is None else [children.simulator(port, folders)]),

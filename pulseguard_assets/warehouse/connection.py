@@ -14,6 +14,8 @@ from psycopg import conninfo, sql
 
 OLDEST_MAJOR, NEWEST_MAJOR = 15, 18
 DAGSTER_SCHEMA = "dagster"
+# Owns that schema where roles are in use: see `roles.py`.
+WRITER_ROLE = "pulseguard_writer"
 
 _SCHEMA_LOCK = 0x50554C5345  # "PULSE"
 _CONNECT_TIMEOUT = timedelta(seconds=10)
@@ -142,18 +144,23 @@ def _unavailable(parameters: dict[str, str], error: psycopg.Error) -> str:
     )
 
 
-def dagster_url(dsn: str) -> str:
+def dagster_url(dsn: str, *, role: str | None = None) -> str:
     """Return the URL by which Dagster keeps its tables in schema `dagster` of the same database.
 
     The driver is named: SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3, and
     dagster-postgres then fails at the first asset event. The time zone is set because Dagster
     stores `CURRENT_TIMESTAMP` in columns without one and reads them as UTC.
 
+    Args:
+        dsn: the database.
+        role: whom Dagster acts as, and so whom its tables belong to: see `ensure_dagster_schema`.
+
     Raises:
         DatabaseUnavailable: the URL is malformed.
     """
     parameters = {"connect_timeout": "10", "application_name": "dagster", **_parse(dsn)}
-    options = (parameters.get("options", ""), f"-csearch_path={DAGSTER_SCHEMA}", "-cTimeZone=UTC")
+    options = [parameters.get("options", ""), f"-csearch_path={DAGSTER_SCHEMA}", "-cTimeZone=UTC"]
+    options += [] if role is None else [f"-crole={role}"]
     parameters["options"] = " ".join(option for option in options if option)
     user, password = parameters.pop("user", ""), parameters.pop("password", "")
     login = _quoted(user) + (f":{_quoted(password)}" if password else "")
@@ -177,10 +184,22 @@ def _quoted(text: str) -> str:
     return quote(text, safe="")
 
 
-def ensure_dagster_schema(dsn: str) -> None:
+# Dagster's tables are altered when it is upgraded, by whichever login runs the platform then. So
+# they must not belong to the one that ran it first.
+_DAGSTERS_ROLE = """
+SELECT CASE WHEN pg_has_role(nspowner, 'MEMBER') THEN pg_get_userbyid(nspowner) END
+FROM pg_namespace WHERE nspname = %s AND pg_get_userbyid(nspowner) = %s
+"""
+
+
+def ensure_dagster_schema(dsn: str) -> str | None:
     """Make the schema of Dagster's tables, which Dagster does not do itself.
 
     Several starters may call this at once.
+
+    Returns:
+        Whom Dagster shall act as: the writers' role where it owns the schema and this login
+        belongs to it, else None.
 
     Raises:
         DatabaseUnavailable: the database cannot be reached, or the role may not make schemas.
@@ -192,7 +211,8 @@ def ensure_dagster_schema(dsn: str) -> None:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
         known = connection.execute("SELECT to_regnamespace(%s)", (DAGSTER_SCHEMA,)).fetchone()
         if known is not None and known[0] is not None:
-            return
+            found = connection.execute(_DAGSTERS_ROLE, (DAGSTER_SCHEMA, WRITER_ROLE)).fetchone()
+            return None if found is None else found[0]
         try:
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
         except psycopg.errors.InsufficientPrivilege:
@@ -204,3 +224,4 @@ def ensure_dagster_schema(dsn: str) -> None:
         connection.execute(
             sql.SQL("COMMENT ON SCHEMA {} IS 'The tables of Dagster itself'").format(name)
         )
+    return None

@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import psycopg
-from psycopg import errors, generators, pq
+from psycopg import errors, generators, pq, sql
 
 from pulseguard_assets.resources import shipped
 from pulseguard_assets.warehouse.connection import connect
@@ -35,6 +35,11 @@ SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('public.sch
                AND attname = 'checksum' AND NOT attisdropped)
 """
 
+# Whose the tables are, if that is somebody else than who is connected.
+_OTHER_OWNER = """
+SELECT pg_get_userbyid(relowner) FROM pg_class
+WHERE oid = 'public.schema_migrations'::regclass AND pg_get_userbyid(relowner) <> current_user
+"""
 # What a file may have changed for its session must not reach the next one. 0: wait without end.
 _CLEAN_SESSION = """
 RESET ALL;
@@ -107,6 +112,12 @@ def migrate(dsn: str, *, sql_dir: Path | None = None, patience: timedelta = _PAT
                 f"The table schema_migrations was not to be had for {patience.total_seconds():g} "
                 f"seconds. {_IN_USE}"
             ) from error
+        except errors.InsufficientPrivilege as error:
+            raise MigrationError(
+                f"The login {connection.info.user} may not bring the database up to date: "
+                f"{error.diag.message_primary}. Run `pulseguard migrate` once with a login that "
+                "may: a member of pulseguard_owner, or whoever owns the database."
+            ) from error
 
 
 def _migrate(
@@ -117,10 +128,20 @@ def _migrate(
         with connection.transaction():
             connection.execute(_LEDGER)
     due = _due(migrations, _applied(connection))
+    if due:
+        _become_owner(connection)
     for migration in due:
         _clean_session(connection, patience)
         _apply(connection, migration)
     return [migration.version for migration in due]
+
+
+def _become_owner(connection: psycopg.Connection) -> None:
+    """What is made belongs to whom the tables belong to already, whoever of them is connected."""
+    owner = connection.execute(_OTHER_OWNER).fetchone()
+    if owner is not None:
+        # Stays through RESET ALL, until the connection ends.
+        connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(owner[0])))
 
 
 def _clean_session(connection: psycopg.Connection, patience: timedelta) -> None:
@@ -199,6 +220,9 @@ def _apply(connection: psycopg.Connection, migration: Migration) -> None:
                 "COMMIT or ROLLBACK out; then restore the database, which may hold a part of it."
             )
         connection.execute("SET LOCAL search_path = public")
+        # In the same transaction: at no moment may anybody do anything with what was made.
+        if one_row(connection, "SELECT to_regprocedure('public.grant_rights()')")[0] is not None:
+            connection.execute("SELECT public.grant_rights()")
         connection.execute(
             "INSERT INTO schema_migrations (version, checksum) VALUES (%s, %s)",
             (migration.version, migration.checksum),
