@@ -139,8 +139,8 @@ class Commands(click.Group):
             ctx.exit(EXIT_KNOWN_ERROR)
         except errors.InsufficientPrivilege as error:
             click.echo(
-                f"pulseguard: PostgreSQL does not let the login of PULSEGUARD_DATABASE_URL do that: "
-                f"{error.diag.message_primary}. Collecting takes a member of pulseguard_writer, "
+                "pulseguard: PostgreSQL does not let the login of PULSEGUARD_DATABASE_URL do that "
+                f"({error.diag.message_primary}). Collecting takes a member of pulseguard_writer, "
                 "reading one of pulseguard_reader; `pulseguard roles` makes both.",
                 err=True,
             )

@@ -119,6 +119,15 @@ def _whole(lowest: int, highest: int) -> Callable[[Any], Any]:
     return parse
 
 
+def _yes_or_no(given: Any) -> bool:
+    word = str(given).strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{_shown(given)} is neither yes nor no; write yes or no.")
+
+
 def _percent(given: Any) -> Decimal:
     try:
         value = Decimal(str(given).strip().removesuffix("%").strip())
@@ -422,6 +431,7 @@ class Settings(BaseSettings):
         alert_reminder: how often an incident that stays open is told again.
         heartbeat_url: pinged while all is well; never shown.
         ui_url: address of the web interface as people reach it; see `ui_address`.
+        ui_read_only: the web interface shows everything and changes nothing.
     """
 
     model_config = SettingsConfigDict(
@@ -466,6 +476,7 @@ class Settings(BaseSettings):
     alert_reminder: Annotated[timedelta, BeforeValidator(_reminder)] = timedelta(hours=6)
     heartbeat_url: HeartbeatUrl = None
     ui_url: Annotated[str | None, BeforeValidator(_ui_url)] = None
+    ui_read_only: Annotated[bool, BeforeValidator(_yes_or_no)] = False
 
     @model_validator(mode="after")
     def _key_and_plan_belong_together(self) -> Settings:

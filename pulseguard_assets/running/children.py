@@ -124,6 +124,7 @@ def webserver(settings: Settings, folders: Folders, variables: Mapping[str, str]
             *("--host", settings.host, "--port", str(settings.port)),
             # Prices come once a minute: an open page need not ask every 2 seconds.
             *("--live-data-poll-rate", "5000"),
+            *(["--read-only"] if settings.ui_read_only else []),
         ),
         environment=variables,
         directory=folders.dagster_home,

@@ -77,7 +77,8 @@ class Screen:
     def welcome(self, settings: Settings, folders: Folders, *, simulated: bool) -> None:
         """Everything is up: where to look, and how to stop."""
         rows = {
-            "Web interface": web_address(settings.host, settings.port),
+            "Web interface": web_address(settings.host, settings.port)
+            + (" (read-only)" if settings.ui_read_only else ""),
             "Polling": in_words(polling_by_settings(settings)),
             "Prices": _where_prices_are(settings, folders, simulated=simulated),
             "Logs": str(folders.logs),

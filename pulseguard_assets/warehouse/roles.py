@@ -1,7 +1,7 @@
 """The three roles by which people share a database: made on the server, and taken in use.
 
-Belongs here: making roles, and what to say when that is not allowed. Does not: what each of them may
-do (`sql/017_roles.sql`).
+Belongs here: making roles, and what to say when that is not allowed. Does not: what each of them
+may do (`sql/017_roles.sql`).
 
 Roles belong to the whole server, other databases included, and on managed ones not everybody may
 make them. So no migration does: an administrator asks for them, by `pulseguard roles`.
@@ -25,6 +25,7 @@ ROLES = {
     READER_ROLE: "PulseGuard: reads tables and views",
 }
 
+_LOCK = 0x50554C5352  # any constant, different from the other locks of this package
 _PATIENCE = timedelta(minutes=1)
 
 
@@ -50,6 +51,8 @@ def install_roles(dsn: str) -> list[str]:
         made = [role for role in ROLES if _made(connection, role)]
         try:
             with connection.transaction():
+                # Two who grant the same at once would meet in the catalog.
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
                 # Whoever gives something away must belong to whom it is given to.
                 for role in (OWNER_ROLE, WRITER_ROLE):
                     _join(connection, role)

@@ -239,12 +239,16 @@ def _rebuild_all(connection: Connection, worth_bytes: int) -> IndexUpkeep:
 
 def _tried(connection: Connection, statement: sql.SQL, index: str, failed: dict[str, str]) -> bool:
     """Whether it worked; if not, `failed` says why."""
+    due = statement.format(sql.Identifier("public", index))
     try:
-        connection.execute(statement.format(sql.Identifier("public", index)))
+        connection.execute(due)
     except psycopg.Error as error:
         if connection.closed:
             raise
         failed[index] = " ".join(str(error).split())
+        # A mere writer may not drop, and before PostgreSQL 17 not rebuild either.
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            failed[index] += f". Have a member of pulseguard_owner run: {due.as_string()}"
         return False
     return True
 

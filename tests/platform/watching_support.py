@@ -271,6 +271,7 @@ def origin_of(name: str) -> RemoteInstigatorOrigin:
     return RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "__repository__"), name)
 
 
-def instance_on(dsn: str) -> Any:
+def instance_on(dsn: str, *, role: str | None = None) -> Any:
     """A Dagster instance where `pulseguard up` puts it: the schema `dagster` of the database."""
-    return dg.instance_for_test({"storage": {"postgres": {"postgres_url": dagster_url(dsn)}}})
+    url = dagster_url(dsn, role=role)
+    return dg.instance_for_test({"storage": {"postgres": {"postgres_url": url}}})

@@ -93,6 +93,7 @@ UNUSUAL: dict[str, Any] = {
     "alert_reminder": "90 minutes",
     "heartbeat_url": "https://me:pw@example.org/ping/***?a=b,c#'\"$\\",
     "ui_url": "https://pulse.example.org",
+    "ui_read_only": "yes",
 }
 
 

@@ -47,6 +47,7 @@ def test_help_names_every_command_and_loads_neither_dagster_nor_polars() -> None
         "plan",
         "psql",
         "reload",
+        "roles",
         "simulate",
         "version",
     ):
