@@ -45,6 +45,9 @@ INTERNAL_VARIABLES = frozenset(
 )
 INTERNAL_PREFIXES = ("PULSEGUARD_INTERNAL_", "PULSEGUARD_TEST_")
 
+# Settings that are shown nowhere.
+SECRET_FIELDS = ("database_url", "api_key", "heartbeat_url", "alert_urls")
+
 # How long the schema keeps each table unless told otherwise. A test holds these figures
 # equal to `timeframes.py`, which this module may not import.
 SHIPPED_RETENTION: Mapping[str, timedelta] = {

@@ -15,7 +15,7 @@ from pulseguard_assets.resources import shipped
 from pulseguard_assets.running.instance import Folders
 from pulseguard_assets.running.probes import code_server_probe, http_probe
 from pulseguard_assets.running.supervisor import ChildSpec
-from pulseguard_assets.settings import PREFIX, Settings, variable_of
+from pulseguard_assets.settings import PREFIX, SECRET_FIELDS, Settings, variable_of
 from pulseguard_assets.warehouse.connection import dagster_url
 
 DEFINITIONS = "pulseguard_assets.definitions"
@@ -73,19 +73,25 @@ def _inherited(given: Mapping[str, str] | None) -> dict[str, str]:
 
 def _settings_as_variables(settings: Settings) -> dict[str, str]:
     shown = {name: value for name, value in settings.public().items() if value is not None}
-    secrets = {
-        "database_url": settings.database_url,
-        "api_key": settings.api_key,
-        "heartbeat_url": settings.heartbeat_url,
-        # An address may hold commas, but no line break.
-        "alert_urls": SecretStr("\n".join(url.get_secret_value() for url in settings.alert_urls)),
-    }
+    secrets = {name: getattr(settings, name) for name in SECRET_FIELDS}
+    # An address may hold commas, but no line break.
+    urls = "\n".join(url.get_secret_value() for url in settings.alert_urls)
+    secrets["alert_urls"] = SecretStr(urls)
     # An empty list of coins is written as a comma: an empty variable counts as not set.
     variables = {variable_of(name): str(value) or "," for name, value in shown.items()}
     for name, secret in secrets.items():
         if secret is not None:
             variables[variable_of(name)] = secret.get_secret_value()
     return variables
+
+
+def _for_dagster_alone(variables: Mapping[str, str]) -> dict[str, str]:
+    """What a process needs that runs no code of ours: nothing that is secret but Dagster's URL.
+
+    The web interface answers strangers: what it does not know, nobody gets out of it.
+    """
+    secrets = {variable_of(name) for name in SECRET_FIELDS}
+    return {name: value for name, value in variables.items() if name not in secrets}
 
 
 def code_server(
@@ -126,7 +132,7 @@ def webserver(settings: Settings, folders: Folders, variables: Mapping[str, str]
             *("--live-data-poll-rate", "5000"),
             *(["--read-only"] if settings.ui_read_only else []),
         ),
-        environment=variables,
+        environment=_for_dagster_alone(variables),
         directory=folders.dagster_home,
         probe=http_probe(reachable(settings.host), settings.port, "/server_info"),
     )
@@ -140,7 +146,7 @@ def daemon(folders: Folders, variables: Mapping[str, str]) -> ChildSpec:
             *(sys.executable, "-m", "dagster._daemon", "run"),
             *("--workspace", str(shipped("workspace.yaml"))),
         ),
-        environment=variables,
+        environment=_for_dagster_alone(variables),
         directory=folders.dagster_home,
     )
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
 from pulseguard_assets.resources import shipped
 from pulseguard_assets.running import children
 from pulseguard_assets.running.demo import demo_settings
 from pulseguard_assets.running.instance import Folders
-from pulseguard_assets.settings import Settings, load_settings
+from pulseguard_assets.settings import SECRET_FIELDS, Settings, load_settings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -151,6 +152,46 @@ def test_no_secret_is_on_a_command_line(tmp_path: Path) -> None:
         children.simulator(1, folders, inherited={}),
     ):
         assert "hidden" not in " ".join(spec.command)
+
+
+SECRETS = {
+    "api_key": "CG-hidden",
+    "alert_urls": "json://example.org/hidden-hook",
+    "heartbeat_url": "https://example.org/hidden-ping",
+}
+
+
+def test_only_what_runs_our_code_knows_our_secrets(tmp_path: Path) -> None:
+    settings = load_settings(data_dir=tmp_path, plan="demo", **SECRETS)
+    assert {*SECRETS, "database_url"} == set(SECRET_FIELDS)
+    folders = Folders(tmp_path)
+    variables = children.environment(settings, folders, DSN, inherited={})
+    known = {
+        spec.name: {name for name, value in SECRETS.items() if value in spec.environment.values()}
+        for spec in (
+            children.code_server(folders, variables),
+            children.webserver(settings, folders, variables),
+            children.daemon(folders, variables),
+            children.lookout(folders, variables),
+        )
+    }
+    assert known == {
+        "code-server": set(SECRETS),
+        "webserver": set(),
+        "daemon": set(),
+        "lookout": set(SECRETS),
+    }
+
+
+def test_every_setting_that_hides_its_value_counts_as_a_secret() -> None:
+    settings = load_settings(**UNUSUAL)
+    hidden = {
+        name
+        for name in Settings.model_fields
+        if isinstance(value := getattr(settings, name), SecretStr)
+        or (isinstance(value, tuple) and value and isinstance(value[0], SecretStr))
+    }
+    assert hidden == set(SECRET_FIELDS)
 
 
 def test_the_simulator_sees_no_setting_at_all(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from pulseguard_assets.running import children
 from pulseguard_assets.running.instance import Folders
 from pulseguard_assets.settings import load_settings
 
-Ask = Callable[[str], dict[str, Any]]
+Ask = Callable[..., dict[str, Any]]
 
 SELECTOR = '{repositoryLocationName: "pulseguard", repositoryName: "__repository__"'
 # What somebody who clicks could do harm with.
@@ -53,10 +54,9 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     (folders.dagster_home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     variables = children.environment(settings, folders, "postgresql://nobody@127.0.0.1/none")
     spec = children.webserver(settings, folders, variables)
-    url = f"http://127.0.0.1:{port}/graphql"
 
-    def ask(query: str) -> dict[str, Any]:
-        body = json.dumps({"query": query}).encode()
+    def ask(query: str, path: str = "graphql") -> dict[str, Any]:
+        url, body = f"http://127.0.0.1:{port}/{path}", json.dumps({"query": query}).encode()
         request = urllib.request.Request(url, body, {"content-type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as answer:
             found: dict[str, Any] = json.load(answer)
@@ -105,3 +105,11 @@ def test_it_refuses(ask: Ask, name: str) -> None:
     answer = ask(f"mutation {{ {MUTATIONS[name]} {{ __typename }} }}")
     assert "errors" not in answer, "the question is wrong, or it was not refused by permission"
     assert answer["data"][name]["__typename"] == "UnauthorizedError"
+
+
+@pytest.mark.parametrize("what", ["materialization", "check", "observation"])
+def test_it_takes_no_report_of_another_program(ask: Ask, what: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        ask("", path=f"report_asset_{what}/minute_close?check_name=coverage&passed=true")
+    with refused.value:
+        assert refused.value.code == 401
