@@ -8,7 +8,7 @@ WORKERS ?= 4
 READY := $(VENV)/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: help setup up demo test soak mutants bench lint
+.PHONY: help setup up demo test soak mutants bench lint audit
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -47,3 +47,7 @@ lint: setup ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+audit: setup ## Check what is installed, and ask for known vulnerabilities where there is internet
+	$(BIN)/python -m pip check --disable-pip-version-check
+	$(BIN)/python .ci/advisories.py

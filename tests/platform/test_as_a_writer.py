@@ -15,7 +15,6 @@ from watching_support import Sink, World, instance_on
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.collecting.sweep import sweep
 from pulseguard_assets.simulator.server import RunningSimulator
-from pulseguard_assets.timeframes import TIMEFRAMES
 from pulseguard_assets.warehouse.connection import connect, ensure_dagster_schema
 from pulseguard_assets.warehouse.roles import ROLES, install_roles
 
