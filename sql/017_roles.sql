@@ -116,8 +116,8 @@ BEGIN
         RAISE EXCEPTION 'Everybody may create objects in the schema public, and so slip functions of their own among ours'
             USING HINT = 'As the owner of the database, run: REVOKE CREATE ON SCHEMA public FROM PUBLIC', ERRCODE = 'invalid_grant_operation';
     END IF;
-    EXECUTE format('GRANT CONNECT, TEMPORARY ON DATABASE %I TO pulseguard_owner, pulseguard_writer', current_database());
-    EXECUTE format('GRANT CONNECT ON DATABASE %I TO pulseguard_reader', current_database());
+    -- No CONNECT: who may enter which database of a server is said login by login.
+    EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO pulseguard_writer', current_database());
     GRANT USAGE, CREATE ON SCHEMA public TO pulseguard_owner;
     GRANT USAGE ON SCHEMA public TO pulseguard_writer, pulseguard_reader;
     -- A sequence goes with the table it belongs to.
