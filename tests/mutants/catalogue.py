@@ -41,6 +41,7 @@ CHECKS = "sql/012_checks.sql"
 LEDGER = "sql/013_release_reserve.sql"
 FILING = "sql/016_set_aside_last.sql"
 MERGE = "sql/017_minute_planned_once.sql"
+ROLES = "sql/018_roles.sql"
 
 MERGE_TESTS = ("tests/database/test_merge_rule.py",)
 ROLL_UP_TESTS = ("tests/database/test_roll_up.py",)
@@ -51,6 +52,7 @@ SCHEMA_TESTS = ("tests/database/test_schema_objects.py",)
 POLLING_TESTS = ("tests/collecting/test_polling.py",)
 CLIENT_TESTS = ("tests/unit/coingecko/test_client.py",)
 LEDGER_TESTS = ("tests/database/test_ledger_sql.py",)
+ROLE_TESTS = ("tests/database/test_roles.py",)
 STREAMS = ("tests/properties/test_any_stream.py",)
 
 _ORDER = "format('(%2$s, %1$s.source <> ''history'', %1$s.created_at)', \"row\", close_ts)"
@@ -482,5 +484,78 @@ MUTANTS = (
         "free = max(0, ceiling - spent - calls_to_come(polling, now))",
         "free = max(0, ceiling - spent)",
         ("tests/collecting/test_budget.py",),
+    ),
+    # -- who may do what ---------------------------------------------------------------------------
+    Mutant(
+        "a writer deletes",
+        "a close is deleted only by what proves that nothing is lost",
+        ROLES,
+        "ELSE 'INSERT, UPDATE' END",
+        "ELSE 'INSERT, UPDATE, DELETE' END",
+        ROLE_TESTS,
+    ),
+    Mutant(
+        "a writer writes to partitions",
+        "no row passes the triggers by",
+        ROLES,
+        "WHEN c.relkind NOT IN ('r', 'p') OR c.relispartition THEN NULL",
+        "WHEN c.relkind NOT IN ('r', 'p') THEN NULL",
+        ROLE_TESTS,
+    ),
+    Mutant(
+        "a writer forges the audit",
+        "the audit of deletions is cleanup's own",
+        ROLES,
+        "'timeframes', 'retention_audit')",
+        "'timeframes')",
+        ROLE_TESTS,
+    ),
+    Mutant(
+        "cleanup as the caller",
+        "a mere writer can clean up",
+        ROLES,
+        "ALTER FUNCTION cleanup_old_data(TIMESTAMPTZ) SECURITY DEFINER",
+        "ALTER FUNCTION cleanup_old_data(TIMESTAMPTZ) SECURITY INVOKER",
+        ROLE_TESTS,
+    ),
+    Mutant(
+        "partitions of any table",
+        "what runs as the owner does no more than it is for",
+        ROLES,
+        "IF NOT EXISTS (SELECT FROM timeframes t WHERE",
+        "IF false AND NOT EXISTS (SELECT FROM timeframes t WHERE",
+        ROLE_TESTS,
+    ),
+    Mutant(
+        "functions for everybody",
+        "nobody but the three roles may do anything",
+        ROLES,
+        "EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', it.name);",
+        "NULL;",
+        ROLE_TESTS,
+    ),
+    Mutant(
+        "a reader calls what writes",
+        "a reader only reads",
+        ROLES,
+        "p.provolatile <> 'v' AND NOT p.prosecdef AS reads",
+        "true AS reads",
+        ROLE_TESTS,
+    ),
+    Mutant(
+        "a migrator keeps what it makes",
+        "what a later migration makes belongs to the owner",
+        "pulseguard_assets/warehouse/migrations.py",
+        "    if due:\n        _become_owner(connection)\n",
+        "",
+        ROLE_TESTS,
+    ),
+    Mutant(
+        "a migration without grants",
+        "what a later migration makes is for the roles as well",
+        "pulseguard_assets/warehouse/migrations.py",
+        'connection.execute("SELECT public.grant_rights()")',
+        "pass",
+        ROLE_TESTS,
     ),
 )
