@@ -93,7 +93,9 @@ def _join(connection: psycopg.Connection, role: str) -> None:
 
 def _refusal(connection: psycopg.Connection, error: psycopg.Error) -> str:
     user = connection.info.user
-    roles = "".join(f"\n  CREATE ROLE {role} NOLOGIN;" for role in ROLES)
+    known = connection.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", ([*ROLES],))
+    there = known.fetchall()
+    roles = "".join(f"\n  CREATE ROLE {role} NOLOGIN;" for role in ROLES if (role,) not in there)
     said = ". ".join(filter(None, (error.diag.message_primary, error.diag.message_hint)))
     return (
         f"The login {user} cannot take the roles in use, and nothing was changed: {said}. It takes "

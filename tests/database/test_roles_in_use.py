@@ -155,6 +155,11 @@ def test_whoever_may_not_is_told_what_an_administrator_has_to_run(
     with connect(empty_database) as admin:
         for line in told.splitlines()[1:]:
             admin.execute(line.encode())
+        admin.execute("REVOKE pulseguard_owner FROM tenant")
+        with pytest.raises(RolesRefused, match="GRANT pulseguard_owner") as refused:
+            install_roles(own_database)
+        assert "CREATE ROLE" not in str(refused.value), "they are there"
+        admin.execute("GRANT pulseguard_owner TO tenant")
     assert install_roles(own_database) == []
     assert owners(empty_database)["public"] == ["pulseguard_owner"]
 
