@@ -170,7 +170,7 @@ def test_a_mere_writer_runs_the_whole_platform_and_no_secret_is_anywhere(
         assert "up to date" in platform.up.screen
         assert "(read-only)" in platform.up.screen
         minutes = "SELECT count(DISTINCT minute_ts) FROM minute_close"
-        eventually("a first minute", lambda: platform.one(minutes) >= 1)
+        eventually("a first minute", lambda: platform.one(minutes) >= 1, within=400)
         _nothing_can_be_switched_off(browser, platform.up)
 
         # What `ps` shows, while a run goes on.
@@ -181,13 +181,13 @@ def test_a_mere_writer_runs_the_whole_platform_and_no_secret_is_anywhere(
             succeeded = "SELECT count(*) FROM dagster.runs WHERE status = 'SUCCESS'"
             return bool(platform.one(succeeded))
 
-        eventually("a run has succeeded", done)
+        eventually("a run has succeeded", done, within=400)
 
         # Everything that fails may repeat what it was given.
         provider.fault("raw", status=401, body=json.dumps({"error": f"no such key: {KEY}"}))
         hook.accepting = False
         failed = "SELECT count(*) FROM dagster.job_ticks WHERE status = 'FAILURE'"
-        eventually("ticks fail", lambda: platform.one(failed) >= 4)
+        eventually("ticks fail", lambda: platform.one(failed) >= 4, within=400)
         _the_login_is_locked_out_for_a_while(platform)
         provider.clear_faults()
 
