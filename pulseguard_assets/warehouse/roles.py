@@ -1,7 +1,7 @@
 """The three roles by which people share a database: made on the server, and taken in use.
 
 Belongs here: making roles, and what to say when that is not allowed. Does not: what each of them
-may do (`sql/017_roles.sql`).
+may do (`sql/018_roles.sql`).
 
 Roles belong to the whole server, other databases included, and on managed ones not everybody may
 make them. So no migration does: an administrator asks for them, by `pulseguard roles`.
