@@ -6,14 +6,20 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 
-import psycopg
 import pytest
 from playwright.sync_api import Browser
 from up_support import REAL, Up, eventually, keep_picture, open_page
 
-from pulseguard_assets.simulator.market import Market
-from pulseguard_assets.timeframes import MONTHLY, WEEKLY, Timeframe, bucket_end
-from pulseguard_assets.warehouse.embedded import running_dsn
+from pulseguard_assets.coingecko.backfill import ready_at
+from pulseguard_assets.simulator.market import HISTORY_LEAD, Market
+from pulseguard_assets.timeframes import (
+    DAILY,
+    MONTHLY,
+    WEEKLY,
+    Timeframe,
+    bucket_end,
+    bucket_start,
+)
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -30,6 +36,7 @@ def test_a_year_backfilled_by_the_dialog_ends_in_exact_weeks_and_months(
     up.wait_until_up()
     eventually("a first minute", lambda: up.query(MINUTES) >= 1)
 
+    had = _newest_day_to_be_had(datetime.now(timezone.utc))
     page = open_page(browser, up, "/assets/daily_close?view=overview")
     page.get_by_role("button", name="Materialize").first.click()
     page.get_by_role("button", name="Confirm").click()
@@ -46,23 +53,33 @@ def test_a_year_backfilled_by_the_dialog_ends_in_exact_weeks_and_months(
     assert up.query(calls) <= up.query("SELECT count(*) FROM coin_priorities")
     # As `pulseguard demo` invents it.
     market = Market(seed=0)
-    assert _compared(up, market, WEEKLY) > 50 * 15
-    assert _compared(up, market, MONTHLY) > 10 * 15
+    assert _compared(up, market, WEEKLY, had) > 50 * 15
+    assert _compared(up, market, MONTHLY, had) > 10 * 15
 
 
-def _compared(up: Up, market: Market, timeframe: Timeframe) -> int:
-    """Hold the closes of every bucket that is over against the truth; returns how many."""
-    dsn = running_dsn(up.folders.root)
-    assert dsn is not None
-    with psycopg.connect(dsn) as connection:
-        rows = connection.execute(
-            f"SELECT coin_id, {timeframe.label}, close_ts, price_usd FROM {timeframe.table} "
-            f"WHERE {timeframe.label} < date_trunc(%s, now(), 'UTC')",
-            ({"weekly": "week", "monthly": "month"}[timeframe.name],),
-        ).fetchall()
+def _newest_day_to_be_had(now: datetime) -> datetime:
+    """When the newest day ended whose close history has: not yet the one just over, at midnight."""
+    ended = bucket_start(DAILY, now)
+    return ended if ready_at(DAILY, ended) <= now else ended - timedelta(days=1)
+
+
+def _compared(up: Up, market: Market, timeframe: Timeframe, had: datetime) -> int:
+    """Hold the closes of every bucket that is over against the truth; returns how many.
+
+    Args:
+        had: until when the backfill had every day. A bucket that ended since rests on no older day.
+    """
+    now = datetime.now(timezone.utc)
+    rows = up.rows(
+        f"SELECT coin_id, {timeframe.label}, close_ts, price_usd FROM {timeframe.table} "
+        f"WHERE {timeframe.label} < %s",
+        bucket_start(timeframe, now),
+    )
     for coin, label, close_ts, price in rows:
         end = bucket_end(timeframe, label)
-        truth = market.close(coin, end, "history")
-        assert close_ts == end - timedelta(minutes=5)
+        # A point of the past was observed five minutes before what it closes was over.
+        closed = close_ts + HISTORY_LEAD
+        assert closed == end if end <= had else closed >= had, (coin, label, close_ts)
+        truth = market.close(coin, closed, "history")
         assert price == Decimal(repr(truth.price)), (coin, label)
     return len(rows)
