@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
-from up_support import STAND_IN, Up, eventually
+from playwright.sync_api import Browser, expect, sync_playwright
+from up_support import PATIENCE, STAND_IN, Up, eventually
 
 
 @pytest.fixture
@@ -42,6 +42,8 @@ def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium here; `apt-get install chromium` brings it")
+    # A loaded machine takes more than the usual five seconds to draw a page.
+    expect.set_options(timeout=PATIENCE * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chromium,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,7 +105,7 @@ def test_every_trouble_is_told_once_by_its_name_and_ends_by_itself(
         eventually("a first minute", lambda: up.query(MINUTES) >= 1)
         stopped = _switch_off(browser, up, "stoppable")
         _each_is_named(up, begun, stopped)
-        _the_provider_goes_down(up, provider, hook, mail)
+        _the_provider_goes_down(up, browser, provider, hook, mail)
         # Meanwhile it comes back: what is over is told when it has been so for three minutes.
         _the_daemon_is_gone(up, browser)
         _the_recovery_is_told(hook, mail)
@@ -127,7 +128,9 @@ def _each_is_named(up: Up, begun: datetime, stopped: datetime) -> None:
     assert found.keys() == since.keys(), "nothing else is wrong, and none has two names"
 
 
-def _the_provider_goes_down(up: Up, provider: RunningSimulator, hook: Sink, mail: Sink) -> None:
+def _the_provider_goes_down(
+    up: Up, browser: Browser, provider: RunningSimulator, hook: Sink, mail: Sink
+) -> None:
     provider.fault("server_error", status=503)
     down = _now()
     eventually("the outage is an incident", lambda: PRICES in _open(up), within=180)
@@ -135,6 +138,7 @@ def _the_provider_goes_down(up: Up, provider: RunningSimulator, hook: Sink, mail
     assert _open(up)[PRICES][0] - down <= timedelta(minutes=3)
     for sink in (hook, mail):
         eventually("told", lambda sink=sink: _messages(sink, "coingecko_price_sensor"), within=60)  # type: ignore[misc]
+    _it_is_seen_red_and_its_incident_open(up, browser)
     rounds = up.rows("SELECT rounds FROM incidents WHERE cause = %s", PRICES)[0][0]
     eventually(
         "two more rounds of it",
@@ -147,6 +151,19 @@ def _the_provider_goes_down(up: Up, provider: RunningSimulator, hook: Sink, mail
     for sink in (hook, mail):
         assert len(_messages(sink, "coingecko_price_sensor")) == 1, sink.titles()
     provider.clear_faults()
+
+
+def _it_is_seen_red_and_its_incident_open(up: Up, browser: Browser) -> None:
+    page = open_page(browser, up, "/locations/pulseguard/sensors/coingecko_price_sensor")
+    latest = page.get_by_text("Failure", exact=True).first
+    expect(latest).to_be_visible()
+    colour = latest.evaluate("tag => getComputedStyle(tag).color")
+    red, green, blue = map(int, re.findall(r"\d+", colour)[:3])
+    assert red > 2 * max(green, blue), colour
+    keep_picture(page, "failing_sensor")
+    page = open_page(browser, up, "/assets/incidents?view=events")
+    expect(page.get_by_text("coingecko_price_sensor fails").first).to_be_visible()
+    keep_picture(page, "incident_open")
 
 
 def _the_recovery_is_told(hook: Sink, mail: Sink) -> None:

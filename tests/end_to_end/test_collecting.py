@@ -13,6 +13,17 @@ pytestmark = pytest.mark.timeout(900)
 
 MINUTES = "SELECT count(DISTINCT minute_ts) FROM minute_close"
 CLOSES = ("minute_close", "hourly_close", "daily_close", "monthly_close")
+# Of every poll, as plots over time.
+FIGURES = (
+    *("dagster/row_count", "rows_stored", "coins_expected", "coverage", "missing", "rejected"),
+    *("latency_seconds", "api_calls", "oldest_provider_age_seconds", "credits_left_this_month"),
+)
+DRAWN = """least => {
+    const plots = [...document.querySelectorAll("canvas")];
+    const drawn = plot => plot.getContext("2d")
+        .getImageData(0, 0, plot.width, plot.height).data.some(Boolean);
+    return plots.length >= least && plots.every(drawn);
+}"""
 # Two whole minutes pass before a second poll is due for sure.
 TWO_POLLS = 200.0
 
@@ -23,6 +34,17 @@ def _lineage(browser: Browser, up: Up) -> None:
     for asset in ("coins_markets", "simple_price", "coin_priorities", *CLOSES):
         expect(page.get_by_text(asset, exact=True).first).to_be_visible()
     keep_picture(page, "lineage")
+
+
+def _plots(browser: Browser, up: Up) -> None:
+    page = open_page(browser, up, "/assets/minute_close?view=overview")
+    page.get_by_role("button", name="Plots").click()
+    page.get_by_role("button", name="Events").click()
+    for figure in FIGURES:
+        expect(page.get_by_text(figure, exact=True).first).to_be_visible()
+    page.wait_for_function(DRAWN, arg=len(FIGURES))
+    page.get_by_text("dagster/row_count", exact=True).first.scroll_into_view_if_needed()
+    keep_picture(page, "plots")
 
 
 def test_the_demo_collects_shows_it_and_goes_on_after_a_stop(
@@ -43,6 +65,7 @@ def test_the_demo_collects_shows_it_and_goes_on_after_a_stop(
     expect(page.get_by_text("~20 sec")).to_be_visible()
     keep_picture(page, "sensor")
     _lineage(browser, up)
+    _plots(browser, up)
 
     # The open hour is live, rests on just the minutes that are stored, and is their last one.
     assert up.rows(

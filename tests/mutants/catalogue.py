@@ -1,7 +1,7 @@
 """The mutants: each breaks one rule, by one exact replacement of text.
 
-Belongs here: what is broken, the rule it breaks (the words of the README's promises), and the
-tests that ought to see it. Does not: running them, which `run.py` does.
+Belongs here: what is broken, which promise of the README and which rule, and the tests that ought
+to see it. Does not: the promises (`promises.py` reads them), running tests (`run.py`).
 
 A function of `sql/` that a later migration defines anew is broken there, in its last definition.
 """
@@ -17,14 +17,17 @@ class Mutant:
 
     Attributes:
         name: for the command line and the table.
+        promise: the one of the README that is broken, by the words it begins with.
         rule: what no longer holds.
         file: from the top of the checkout.
         old: text that is in the file exactly once.
         new: what stands there instead.
-        killers: arguments of pytest: the tests to try, the quickest first.
+        killers: arguments of pytest: the tests to try after those that the promise names, the
+            quickest first.
     """
 
     name: str
+    promise: str
     rule: str
     file: str
     old: str
@@ -61,6 +64,7 @@ MUTANTS = (
     # -- the merge rule ----------------------------------------------------------------------------
     Mutant(
         "order without the minute",
+        "The last observation is the close",
         "the later minute wins",
         ORDER,
         _ORDER,
@@ -69,6 +73,7 @@ MUTANTS = (
     ),
     Mutant(
         "order without the source",
+        "History closes the end",
         "within a minute, what was seen live beats a point of the past",
         ORDER,
         _ORDER,
@@ -77,6 +82,7 @@ MUTANTS = (
     ),
     Mutant(
         "order without the recording",
+        "The last observation is the close",
         "in the same minute the later recorded wins",
         ORDER,
         _ORDER,
@@ -85,6 +91,7 @@ MUTANTS = (
     ),
     Mutant(
         "first writer wins a tie in a rollup",
+        "The last observation is the close",
         "the incoming observation is taken if it is at least as late (>=)",
         MERGE,
         "AND %6$s >= %7$s",
@@ -93,6 +100,7 @@ MUTANTS = (
     ),
     Mutant(
         "first writer wins a tie in a minute",
+        "The last observation is the close",
         "the incoming observation is taken if it is at least as late (>=)",
         FILING,
         "AND %2$s >= %3$s",
@@ -101,6 +109,7 @@ MUTANTS = (
     ),
     Mutant(
         "last writer wins a minute",
+        "Any order",
         "in the same minute the later recorded wins, whichever is stored last",
         FILING,
         "AND %2$s >= %3$s",
@@ -109,6 +118,7 @@ MUTANTS = (
     ),
     Mutant(
         "last writer wins a rollup",
+        "Any order",
         "the later observation wins, whichever is merged last",
         MERGE,
         "AND %6$s >= %7$s",
@@ -117,6 +127,7 @@ MUTANTS = (
     ),
     Mutant(
         "unknown values carried over",
+        "Never mixed",
         "columns of different observations are never mixed",
         MERGE,
         "volume_24h_usd = incoming.volume_24h_usd, coin_rank = incoming.coin_rank,",
@@ -126,6 +137,7 @@ MUTANTS = (
     ),
     Mutant(
         "evidence replaced",
+        "Evidence",
         "evidence is the union of all children and never shrinks",
         MERGE,
         "source = incoming.source, close_ts = incoming.close_ts,\n"
@@ -135,6 +147,7 @@ MUTANTS = (
     ),
     Mutant(
         "evidence of an older child lost",
+        "Evidence",
         "evidence is ORed also when the close stays",
         MERGE,
         "WHEN MATCHED AND stored.seen | incoming.seen <> stored.seen",
@@ -142,7 +155,17 @@ MUTANTS = (
         MERGE_TESTS,
     ),
     Mutant(
+        "evidence of the child before",
+        "Evidence",
+        "each child has a bit of its own, in their order",
+        ORDER,
+        "date_part(%L, %s - %s)::integer)',",
+        "greatest(date_part(%L, %s - %s)::integer - 1, 0))',",
+        MERGE_TESTS,
+    ),
+    Mutant(
         "writes that change nothing",
+        "Again is nothing",
         "repeating any step writes 0 rows",
         MERGE,
         "(stored.close_ts, stored.created_at, stored.price_usd, stored.market_cap_usd,",
@@ -150,7 +173,17 @@ MUTANTS = (
         ROLL_UP_TESTS,
     ),
     Mutant(
+        "a minute written that is the same",
+        "Again is nothing",
+        "repeating any step writes 0 rows",
+        FILING,
+        "IS DISTINCT FROM\n               (kept.created_at, kept.price_usd,",
+        "IS DISTINCT FROM\n               (NULL::timestamptz, kept.price_usd,",
+        PUT_TESTS,
+    ),
+    Mutant(
         "no trigger on INSERT",
+        "The hour is live",
         "the open hour is live",
         CLOSES,
         "AFTER INSERT ON minute_close REFERENCING NEW TABLE AS arrived\n    FOR EACH STATEMENT",
@@ -160,6 +193,7 @@ MUTANTS = (
     ),
     Mutant(
         "no trigger on UPDATE",
+        "Corrections flow up",
         "a correction reaches the open hour",
         CLOSES,
         "AFTER UPDATE ON minute_close REFERENCING NEW TABLE AS arrived\n    FOR EACH STATEMENT",
@@ -169,6 +203,7 @@ MUTANTS = (
     ),
     Mutant(
         "gaps carried forward",
+        "Nothing is invented",
         "no observation, no row",
         MERGE,
         "'arrived', first, last), first, last);\n",
@@ -182,6 +217,7 @@ MUTANTS = (
     # -- buckets -----------------------------------------------------------------------------------
     Mutant(
         "session time zone in a bucket",
+        "UTC",
         "buckets are UTC whatever the session's time zone",
         CLOSES,
         "AS $$ SELECT date_trunc(t.unit, at, 'UTC') FROM timeframes t WHERE t.name = timeframe $$;",
@@ -190,6 +226,7 @@ MUTANTS = (
     ),
     Mutant(
         "week from Sunday",
+        "Labels",
         "a week begins on Monday 00:00",
         ORDER,
         "'date_bin(%L, %s, ''2000-01-03 00:00:00+00'')'",
@@ -197,7 +234,26 @@ MUTANTS = (
         ROLL_UP_TESTS,
     ),
     Mutant(
+        "label within its bucket accepted",
+        "Labels",
+        "a label is the start of its bucket",
+        SCHEMA,
+        "CHECK (%2$s = %4$s)",
+        "CHECK (%2$s >= %4$s)",
+        SCHEMA_TESTS,
+    ),
+    Mutant(
+        "close of another bucket accepted",
+        "In its bucket",
+        "no row whose observation lies outside its bucket",
+        SCHEMA,
+        "CHECK (%3$s = %2$s),",
+        "CHECK (%3$s >= %2$s),",
+        SCHEMA_TESTS,
+    ),
+    Mutant(
         "month from weeks",
+        "The whole of its parts",
         "a month is built from days",
         SCHEMA,
         "'month',  'daily',  'day',    1,    31)",
@@ -206,6 +262,7 @@ MUTANTS = (
     ),
     Mutant(
         "roll-up takes the next bucket's first child",
+        "The whole of its parts",
         "a range is half-open: from <= label < to",
         CLOSES,
         "FROM public.%2$I WHERE %1$I >= $1 AND %1$I < $2',\n                   child.label_column",
@@ -215,6 +272,7 @@ MUTANTS = (
     # -- what is refused ---------------------------------------------------------------------------
     Mutant(
         "NaN accepted",
+        "Real prices",
         "a price is a finite number",
         SCHEMA,
         "CHECK (price_usd > 0 AND price_usd < ''Infinity'')",
@@ -223,6 +281,7 @@ MUTANTS = (
     ),
     Mutant(
         "price 0 accepted",
+        "Real prices",
         "a price is positive",
         SCHEMA,
         "CHECK (price_usd > 0 AND price_usd < ''Infinity'')",
@@ -230,7 +289,17 @@ MUTANTS = (
         SCHEMA_TESTS,
     ),
     Mutant(
+        "price rounded",
+        "Real prices",
+        "a price is stored as it was told",
+        SCHEMA,
+        "price_usd      NUMERIC NOT NULL,",
+        "price_usd      NUMERIC(20,8) NOT NULL,",
+        SCHEMA_TESTS,
+    ),
+    Mutant(
         "future minute accepted by the fast way",
+        "The present is not the past",
         "a minute of the future is faulty",
         "pulseguard_assets/warehouse/closes.py",
         "    if last <= now:\n",
@@ -239,6 +308,7 @@ MUTANTS = (
     ),
     Mutant(
         "future minute accepted by the careful way",
+        "The present is not the past",
         "a minute of the future is faulty",
         FILING,
         "WHEN s.minute_ts > put_staged_minutes.now THEN",
@@ -247,6 +317,7 @@ MUTANTS = (
     ),
     Mutant(
         "a bad row fails its batch",
+        "One bad coin",
         "one bad coin never costs its batch",
         "pulseguard_assets/warehouse/closes.py",
         "except (psycopg.IntegrityError, psycopg.DataError, psycopg.errors.ProgramLimitExceeded):",
@@ -255,6 +326,7 @@ MUTANTS = (
     ),
     Mutant(
         "repeated faults not counted",
+        "One bad coin",
         "rejected rows are accounted for one by one",
         FILING,
         "times = r.times + excluded.times,",
@@ -264,6 +336,7 @@ MUTANTS = (
     # -- retention ---------------------------------------------------------------------------------
     Mutant(
         "retention by age only",
+        "Nothing lost",
         "only dominated rows are deleted",
         ORDER,
         "oldest, newest, labels) || proof;",
@@ -272,6 +345,7 @@ MUTANTS = (
     ),
     Mutant(
         "proof without evidence",
+        "Nothing lost",
         "dominated means that the parent has the child's evidence bit",
         ORDER,
         "AND %1$I.seen & %4$s <> 0 AND %5$s >= %6$s'",
@@ -280,6 +354,7 @@ MUTANTS = (
     ),
     Mutant(
         "proof without the close",
+        "Nothing lost",
         "dominated means that the parent's close is at least as new",
         ORDER,
         "AND %1$I.seen & %4$s <> 0 AND %5$s >= %6$s'",
@@ -288,6 +363,7 @@ MUTANTS = (
     ),
     Mutant(
         "proof demands a newer close",
+        "Kept for its period",
         "a close as new as the child's is enough",
         ORDER,
         "AND %1$I.seen & %4$s <> 0 AND %5$s >= %6$s'",
@@ -296,6 +372,7 @@ MUTANTS = (
     ),
     Mutant(
         "days need one parent only",
+        "Nothing lost",
         "daily rows need both their week and their month",
         ORDER,
         "' AND ' ORDER BY p.ordinal)\n        FROM timeframes p WHERE p.child = timeframe)",
@@ -304,6 +381,7 @@ MUTANTS = (
     ),
     Mutant(
         "cleanup does not roll up",
+        "Nothing lost",
         "cleanup rolls up what it is about to delete",
         ORDER,
         "        PERFORM roll_up_parents(timeframe, first, until);\n",
@@ -312,6 +390,7 @@ MUTANTS = (
     ),
     Mutant(
         "the row at the cut-off deleted",
+        "Kept for its period",
         "a row exactly as old as its period stays",
         ORDER,
         "generate_series($1, $2 - INTERVAL ''1 microsecond'', $3)",
@@ -320,6 +399,7 @@ MUTANTS = (
     ),
     Mutant(
         "current buckets deleted",
+        "Kept for its period",
         "rows are kept for their period",
         RETENTION,
         "lock_for_cleanup.now - r.keep AS cutoff",
@@ -328,6 +408,7 @@ MUTANTS = (
     ),
     Mutant(
         "audit does not count",
+        "Every deletion is audited",
         "what was deleted is counted, to be checked later",
         ORDER,
         "PERFORM count_deleted(timeframe, first, deleted - before.late, before.late, now);",
@@ -336,6 +417,7 @@ MUTANTS = (
     ),
     Mutant(
         "audit accuses nobody",
+        "Every deletion is audited",
         "more deleted than is carried is reported",
         ORDER,
         "> coalesce(e.bits, 0)\n",
@@ -344,6 +426,7 @@ MUTANTS = (
     ),
     Mutant(
         "undominated partition dropped",
+        "Nothing lost",
         "a partition with an undominated row is not dropped",
         RETENTION,
         "        IF left_over > 0 THEN\n",
@@ -352,6 +435,7 @@ MUTANTS = (
     ),
     Mutant(
         "partition dropped while its month lasts",
+        "Kept for its period",
         "only partitions that end before the period are dropped",
         RETENTION,
         "WHERE upper_bound <= cutoff LOOP",
@@ -361,6 +445,7 @@ MUTANTS = (
     # -- history -----------------------------------------------------------------------------------
     Mutant(
         "history replaces a stored minute",
+        "History replaces nothing",
         "a point of history never replaces a stored minute",
         FILING,
         "WHERE excluded.source <> ''history''\n           AND %2$s >= %3$s",
@@ -369,6 +454,7 @@ MUTANTS = (
     ),
     Mutant(
         "a point of an hour at its turn",
+        "History closes the end",
         "an hourly or daily point was observed five minutes before the end",
         HISTORY,
         "THEN turn - INTERVAL '5 minutes'",
@@ -377,6 +463,7 @@ MUTANTS = (
     ),
     Mutant(
         "a point a quarter past left out",
+        "History closes the end",
         "a point stamped up to 15 minutes after the turn closes the bucket before",
         HISTORY,
         "stamp - turn <= INTERVAL '15 minutes'",
@@ -385,6 +472,7 @@ MUTANTS = (
     ),
     Mutant(
         "points beyond the window",
+        "History closes the end",
         "only observations of [from, to) are stored",
         FILING,
         '(minute_ts >= "from" AND minute_ts < "to") IS NOT true',
@@ -393,6 +481,7 @@ MUTANTS = (
     ),
     Mutant(
         "unsettled points taken for closes",
+        "History closes the end",
         "a price still running is no close",
         "pulseguard_assets/coingecko/frames.py",
         "pl.lit(now - UNSETTLED,",
@@ -402,6 +491,7 @@ MUTANTS = (
     # -- what the database says about itself -------------------------------------------------------
     Mutant(
         "lacking evidence not told",
+        "It tells on itself",
         "a parent that lacks its child's bit is found",
         CHECKS,
         "WHEN parent.seen & child.bit = 0 THEN",
@@ -410,6 +500,7 @@ MUTANTS = (
     ),
     Mutant(
         "an old close not told",
+        "It tells on itself",
         "a parent that is older than its child is found",
         CHECKS,
         "WHEN %8$s > %9$s\n",
@@ -419,6 +510,7 @@ MUTANTS = (
     # -- collecting --------------------------------------------------------------------------------
     Mutant(
         "minute of the answer",
+        "The present is not the past",
         "every row of a tick carries the minute in which the tick began",
         "pulseguard_assets/collecting/polling.py",
         "minute_ts=pl.lit(self._report.minute),",
@@ -426,7 +518,17 @@ MUTANTS = (
         POLLING_TESTS,
     ),
     Mutant(
+        "a past hour polled",
+        "The present is not the past",
+        "a price of now is never stored under a past minute",
+        "pulseguard_assets/assets/minute_close.py",
+        "            if hours.end <= now:\n",
+        "            if hours.end <= now - timedelta(days=365):\n",
+        ("tests/platform/test_assets.py",),
+    ),
+    Mutant(
         "recorded at the tick",
+        "Every close says when",
         "created_at is the instant at which the response arrived",
         "pulseguard_assets/collecting/polling.py",
         "created_at=pl.lit(answer.received_at),",
@@ -435,6 +537,7 @@ MUTANTS = (
     ),
     Mutant(
         "a coin deleted by a sweep",
+        "Coins stay",
         "a coin that leaves the list is never deleted",
         FILING,
         "    WITH judged AS (\n        SELECT s.*, CASE",
@@ -446,6 +549,7 @@ MUTANTS = (
     ),
     Mutant(
         "credits counted twice",
+        "The budget holds",
         "every attempt costs one credit",
         LEDGER,
         "total_calls = day.total_calls + 1,",
@@ -454,6 +558,7 @@ MUTANTS = (
     ),
     Mutant(
         "the first of the month is free",
+        "The budget holds",
         "calls of the month stay within its credits",
         LEDGER,
         "WHERE day.date >= this_month;",
@@ -462,6 +567,7 @@ MUTANTS = (
     ),
     Mutant(
         "retry on 4xx",
+        "The budget holds",
         "a definite failure is not tried again",
         "pulseguard_assets/coingecko/client.py",
         "except (RateLimitReached, ProviderUnavailable) as error:\n                if number"
@@ -471,6 +577,7 @@ MUTANTS = (
     ),
     Mutant(
         "key in the address",
+        "The key stays secret",
         "the key travels in the header and nowhere else",
         "pulseguard_assets/coingecko/client.py",
         'url=f"{self._base}{path}?{query}" if query else',
@@ -479,15 +586,26 @@ MUTANTS = (
     ),
     Mutant(
         "history spends what was spent",
+        "The budget holds",
         "history takes no call from the polls to come",
         "pulseguard_assets/collecting/budget.py",
         "free = max(0, ceiling - spent - calls_to_come(polling, now))",
         "free = max(0, ceiling - spent)",
         ("tests/collecting/test_budget.py",),
     ),
+    Mutant(
+        "the reserve spent",
+        "The budget holds",
+        "calls of the month stay within its credits less the reserve",
+        "pulseguard_assets/coingecko/planner.py",
+        "return int(plan.credits_per_month * (1 - Fraction(reserve_percent) / 100))",
+        "return int(plan.credits_per_month)",
+        POLLING_TESTS,
+    ),
     # -- who may do what ---------------------------------------------------------------------------
     Mutant(
         "a writer deletes",
+        "Least rights",
         "a close is deleted only by what proves that nothing is lost",
         ROLES,
         "ELSE 'INSERT, UPDATE' END",
@@ -496,6 +614,7 @@ MUTANTS = (
     ),
     Mutant(
         "a writer writes to partitions",
+        "Least rights",
         "no row passes the triggers by",
         ROLES,
         "WHEN c.relkind NOT IN ('r', 'p') OR c.relispartition THEN NULL",
@@ -504,6 +623,7 @@ MUTANTS = (
     ),
     Mutant(
         "a writer forges the audit",
+        "Least rights",
         "the audit of deletions is cleanup's own",
         ROLES,
         "'timeframes', 'retention_audit')",
@@ -512,6 +632,7 @@ MUTANTS = (
     ),
     Mutant(
         "cleanup as the caller",
+        "Least rights",
         "a mere writer can clean up",
         ROLES,
         "ALTER FUNCTION cleanup_old_data(TIMESTAMPTZ) SECURITY DEFINER",
@@ -520,6 +641,7 @@ MUTANTS = (
     ),
     Mutant(
         "partitions of any table",
+        "Least rights",
         "what runs as the owner does no more than it is for",
         ROLES,
         "IF NOT EXISTS (SELECT FROM timeframes t WHERE",
@@ -528,6 +650,7 @@ MUTANTS = (
     ),
     Mutant(
         "functions for everybody",
+        "Least rights",
         "nobody but the three roles may do anything",
         ROLES,
         "EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', it.name);",
@@ -536,6 +659,7 @@ MUTANTS = (
     ),
     Mutant(
         "a reader calls what writes",
+        "Least rights",
         "a reader only reads",
         ROLES,
         "p.provolatile <> 'v' AND NOT p.prosecdef AS reads",
@@ -544,6 +668,7 @@ MUTANTS = (
     ),
     Mutant(
         "a migrator keeps what it makes",
+        "Least rights",
         "what a later migration makes belongs to the owner",
         "pulseguard_assets/warehouse/migrations.py",
         "    if due:\n        _become_owner(connection)\n",
@@ -552,6 +677,7 @@ MUTANTS = (
     ),
     Mutant(
         "a migration without grants",
+        "Least rights",
         "what a later migration makes is for the roles as well",
         "pulseguard_assets/warehouse/migrations.py",
         'connection.execute("SELECT public.grant_rights()")',
