@@ -696,6 +696,31 @@ def test_the_audit_finds_nothing_however_late_rows_came_or_were_repeated(
     assert sum(late for _, late in audit(closes).values()) > 0
 
 
+def test_the_audit_accuses_nobody_of_an_answer_that_is_delivered_again_and_again(
+    closes: psycopg.Connection,
+) -> None:
+    answer = [seen_at(coin, FIRST) for coin in COINS]
+    for delay in (timedelta(hours=2), timedelta(hours=4), timedelta(days=2), timedelta(days=9)):
+        put(closes, answer)
+        clean_up(closes, FIRST + delay)
+        assert failures(closes, FIRST + delay) == []
+    assert {table: counts for (table, _, _), counts in audit(closes).items()} == {
+        "minute_close": (2, 6),
+        "hourly_close": (2, 2),
+        "daily_close": (2, 0),
+    }
+
+
+def test_what_is_recorded_late_and_never_repeated_is_judged_like_all_else(
+    closes: psycopg.Connection,
+) -> None:
+    late = FIRST + timedelta(hours=2)
+    put(closes, [replace(seen_at(coin, FIRST), created_at=late) for coin in COINS])
+    clean_up(closes, late)
+    closes.execute("UPDATE hourly_close SET seen = 0")
+    assert failures(closes, late) == [("minute_close", "hourly", FIRST, 2, 0, 0)]
+
+
 @pytest.mark.parametrize(
     ("rollup", "after"),
     [

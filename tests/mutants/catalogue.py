@@ -45,6 +45,7 @@ LEDGER = "sql/013_release_reserve.sql"
 FILING = "sql/016_set_aside_last.sql"
 MERGE = "sql/017_minute_planned_once.sql"
 ROLES = "sql/018_roles.sql"
+AUDIT = "sql/019_audit_by_label.sql"
 
 MERGE_TESTS = ("tests/database/test_merge_rule.py",)
 ROLL_UP_TESTS = ("tests/database/test_roll_up.py",)
@@ -383,7 +384,7 @@ MUTANTS = (
         "cleanup does not roll up",
         "Nothing lost",
         "cleanup rolls up what it is about to delete",
-        ORDER,
+        AUDIT,
         "        PERFORM roll_up_parents(timeframe, first, until);\n",
         "        PERFORM 1;\n",
         RETENTION_TESTS,
@@ -410,8 +411,8 @@ MUTANTS = (
         "audit does not count",
         "Every deletion is audited",
         "what was deleted is counted, to be checked later",
-        ORDER,
-        "PERFORM count_deleted(timeframe, first, deleted - before.late, before.late, now);",
+        AUDIT,
+        "PERFORM count_deleted(timeframe, first, until, deleted - before.late, before.late, now);",
         "PERFORM 1;",
         RETENTION_TESTS,
     ),
@@ -419,9 +420,18 @@ MUTANTS = (
         "audit accuses nobody",
         "Every deletion is audited",
         "more deleted than is carried is reported",
-        ORDER,
+        AUDIT,
         "> coalesce(e.bits, 0)\n",
         "> coalesce(e.bits, 0) + 1\n",
+        RETENTION_TESTS,
+    ),
+    Mutant(
+        "what comes again counted again",
+        "Every deletion is audited",
+        "nobody is accused for bringing the same once more",
+        AUDIT,
+        "FILTER (WHERE %2$I < $3)",
+        "FILTER (WHERE false)",
         RETENTION_TESTS,
     ),
     Mutant(

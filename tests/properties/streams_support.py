@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -37,6 +38,8 @@ from pulseguard_assets.warehouse.history import POINTS_SCHEMA, put_history
 
 COINS = ("bitcoin", "cardano", "ether")
 MINUTES, HOURS, DAYS = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+# How many times as long the long tests of properties run as the six minutes they usually take.
+SOAK_TIMES = int(os.environ.get("SOAK_TIMES", "1"))
 # What a row of MINUTES_SCHEMA or POINTS_SCHEMA may have wrong, and the reason that must be given.
 VALUE_FAULTS: tuple[tuple[str, Any, str], ...] = (
     ("coin_id", "nobody", "the coin is not in coin_priorities"),
@@ -159,16 +162,16 @@ class Stream:
         return put
 
     def _accepted(self, batch: Batch) -> None:
-        self.truth.accept(MINUTE, batch.sound, self.now)
+        self.truth.accept(MINUTE, batch.sound)
         self.truth.reject(batch.faults, self.now)
         if batch not in self.batches:
             self.batches.append(batch)
 
-    def crash_before_commit(self, batch: Batch) -> None:
-        """The process dies with everything written and nothing committed."""
+    def crash_before_commit(self, work: Callable[[psycopg.Connection], object]) -> None:
+        """The process dies with everything written and nothing committed: nothing has happened."""
         dying = self._connect()
         with contextlib.suppress(psycopg.OperationalError), dying.transaction():
-            put_minutes(dying, batch.frame(), now=self.now)
+            work(dying)
             # Returns when the process is gone, and its locks with it.
             one(
                 self.connection,
@@ -237,7 +240,7 @@ class Stream:
             now=self.now,
         )
         assert put.rejected == len(faults)
-        self.truth.accept(timeframe, accepted, self.now)
+        self.truth.accept(timeframe, accepted)
         self.truth.reject(faults, self.now)
 
     def _stored(self, coin: str, minute: datetime) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import pytest
-from closes_support import bucket, utc
+from closes_support import bucket, clean_up, roll_up, utc
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -19,9 +19,20 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from streams_support import COINS, DAYS, HOURS, MINUTE_FAULTS, MINUTES, VALUE_FAULTS, Batch, Stream
+from streams_support import (
+    COINS,
+    DAYS,
+    HOURS,
+    MINUTE_FAULTS,
+    MINUTES,
+    SOAK_TIMES,
+    VALUE_FAULTS,
+    Batch,
+    Stream,
+)
 
 from pulseguard_assets.timeframes import DAILY, HOURLY, MINUTE, MONTHLY, WEEKLY, Timeframe
+from pulseguard_assets.warehouse.closes import put_minutes
 
 # The evening before the calendar does something: week 53 begins and ends, a leap day, a month's and
 # a year's end, and the nights that New York's clocks are changed.
@@ -36,6 +47,7 @@ BEGINNINGS = (
     utc(2026, 3, 8, 6, 40, 27),
     utc(2026, 11, 1, 5, 40, 27),
 )
+FIRST, LAST = utc(2020, 1, 1), utc(2040, 1, 1)
 ZONES = ("UTC", "America/New_York", "Asia/Kolkata")
 STEPS = (
     *(5 * MINUTES, 20 * MINUTES, 59 * MINUTES, 61 * MINUTES, 3 * HOURS),
@@ -117,8 +129,21 @@ class AnyStream(RuleBasedStateMachine):
         self.stream.check()
 
     @rule(drawn=observed, wrong=faults)
-    def crash_before_commit(self, drawn: Drawn, wrong: list[tuple[str, int]]) -> None:
-        self.stream.crash_before_commit(self._batch(drawn, wrong))
+    def put_crashes_before_commit(self, drawn: Drawn, wrong: list[tuple[str, int]]) -> None:
+        frame, now = self._batch(drawn, wrong).frame(), self.stream.now
+        self.stream.crash_before_commit(lambda session: put_minutes(session, frame, now=now))
+        self.stream.check()
+
+    @rule(timeframe=rollups)
+    def roll_up_crashes_before_commit(self, timeframe: Timeframe) -> None:
+        self.stream.crash_before_commit(
+            lambda session: roll_up(session, timeframe.name, FIRST, LAST)
+        )
+        self.stream.check()
+
+    @rule()
+    def cleanup_crashes_before_commit(self) -> None:
+        self.stream.crash_before_commit(lambda session: clean_up(session, self.stream.now))
         self.stream.check()
 
     @rule(drawn=observed, wrong=faults)
@@ -141,9 +166,7 @@ class AnyStream(RuleBasedStateMachine):
         stream = self.stream
         stream.at_once(
             self._batch(drawn, []),
-            lambda session: session.execute(
-                "SELECT roll_up(%s, '-infinity', 'infinity')", (timeframe.name,)
-            ),
+            lambda session: roll_up(session, timeframe.name, FIRST, LAST),
         )
         stream.check()
 
@@ -234,4 +257,4 @@ def test_any_stream_ends_in_the_closes_that_python_computes_from_it(stream_datab
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_very_many_streams_end_in_the_closes_that_python_computes(stream_database: str) -> None:
-    run(stream_database, max_examples=600, stateful_step_count=50)
+    run(stream_database, max_examples=40 * SOAK_TIMES, stateful_step_count=50)

@@ -38,7 +38,6 @@ from pulseguard_assets.timeframes import (
 )
 
 ALWAYS, NEVER = utc(1900, 1, 1), utc(2300, 1, 1)
-SETTLING = timedelta(minutes=60)
 KEPT = {
     MINUTE: timedelta(minutes=60),
     HOURLY: timedelta(hours=24),
@@ -69,29 +68,20 @@ class Truth:
     Attributes:
         stream: what was accepted, with the narrowest table it went to. Minutes go to all.
         horizon: by timeframe, before which label a close may have been deleted.
-        replayed: observations that came so long after their `created_at` that a row of theirs may
-            have been deleted before; the audit says of itself that it can not judge those.
         rejected: by hour, coin and reason: when first, and how often.
         before: the tables after the last step.
     """
 
     stream: list[tuple[Timeframe, Observation]] = field(default_factory=list)
     horizon: dict[Timeframe, datetime] = field(default_factory=lambda: dict.fromkeys(KEPT, ALWAYS))
-    replayed: set[Observation] = field(default_factory=set)
     rejected: dict[tuple[datetime, str, str], tuple[datetime, int]] = field(default_factory=dict)
     before: Tables = field(default_factory=lambda: {t.table: {} for t in TIMEFRAMES})
 
     # -- what happens ------------------------------------------------------------------------------
 
-    def accept(self, level: Timeframe, observed: Iterable[Observation], now: datetime) -> None:
+    def accept(self, level: Timeframe, observed: Iterable[Observation]) -> None:
         """Observations entered the table of a timeframe and, in the end, every wider one."""
-        for seen in observed:
-            self.stream.append((level, seen))
-            assert seen.created_at is not None
-            if now > min(seen.created_at, seen.minute_ts) + SETTLING and (
-                now > seen.created_at + timedelta(minutes=1)
-            ):
-                self.replayed.add(seen)
+        self.stream += ((level, seen) for seen in observed)
 
     def reject(self, faults: Iterable[tuple[str, str]], now: datetime) -> None:
         """Rows, each as its coin and the reason, were set aside."""
@@ -243,15 +233,8 @@ class Truth:
             assert behind == []
         blocked = connection.execute("SELECT * FROM retention_blocked(%s)", (now,)).fetchall()
         assert [count for _, count, _ in blocked] == [0, 0, 0, 0]
-        cannot_judge = {
-            (timeframe.name, bucket(timeframe, seen.minute_ts))
-            for seen in self.replayed
-            for timeframe in CHILDREN
-        }
-        failures = connection.execute(
-            "SELECT * FROM retention_audit_failures(%s)", (now,)
-        ).fetchall()
-        assert [told for told in failures if (told[1], told[2]) not in cannot_judge] == []
+        failures = "SELECT * FROM retention_audit_failures(%s)"
+        assert connection.execute(failures, (now,)).fetchall() == []
 
     def check_cleaned(self, now: datetime) -> None:
         """After a cleanup nothing is left that is older than its table keeps it."""
