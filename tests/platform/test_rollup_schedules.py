@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.test_utils import freeze_time
 
 from pulseguard_assets.assets.coin_priorities import coin_priorities
 from pulseguard_assets.assets.minute_close import minute_close_asset
@@ -331,16 +332,15 @@ def test_the_open_week_and_month_follow_their_days(
 def test_a_window_materialized_while_it_was_open_is_requested_once_more_when_it_closed(
     scheduler: Scheduler, connection: psycopg.Connection
 ) -> None:
-    """Dagster stamps events with the real time, so here the simulated time is the real one."""
-    today = datetime.now(timezone.utc).replace(microsecond=0)
-    scheduler.provider.set_clock(today)
-    observe(connection, today.replace(second=0))
-    scheduler.tick_and_execute("daily")
-    assert scheduler.materialized("daily") == {f"{today:%Y-%m-%d}"}
+    observe(connection, at("2025-11-22 12:02"))
+    # Dagster stamps events with its own time, which is told to stand where the simulated one does.
+    with freeze_time(scheduler.provider.now):
+        scheduler.tick_and_execute("daily")
+    assert scheduler.materialized("daily") == {"2025-11-22"}
 
-    scheduler.provider.set_clock(today + 2 * DAY)
+    scheduler.provider.advance(2 * DAY)
 
-    assert scheduler.asked("daily") == [(f"{today:%Y-%m-%d}",) * 2]
+    assert scheduler.asked("daily") == [("2025-11-22",) * 2]
 
 
 def test_a_run_that_began_before_the_window_closed_has_not_materialized_its_close(
