@@ -74,7 +74,7 @@ def test_after_45_days_every_table_is_that_of_the_raw_stream(
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("seed", range(3 * SOAK_TIMES))
+@pytest.mark.parametrize("seed", range(2 * SOAK_TIMES))
 def test_after_400_days_every_table_is_that_of_the_raw_stream(
     stream_database: str, seed: int
 ) -> None:
