@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from pulseguard_assets.resources import shipped
 from pulseguard_assets.running.instance import Folders
+from pulseguard_assets.running.leftovers import MARK
 from pulseguard_assets.running.probes import code_server_probe, http_probe
 from pulseguard_assets.running.supervisor import ChildSpec
 from pulseguard_assets.settings import PREFIX, SECRET_FIELDS, Settings, variable_of
@@ -21,6 +22,7 @@ from pulseguard_assets.warehouse.connection import dagster_url
 DEFINITIONS = "pulseguard_assets.definitions"
 LOCATION = "pulseguard"
 CODE_SERVER = "code-server"
+SIMULATOR = "simulator"
 
 # The default, the number of processors plus four, is 6 on a small machine: eight ticks at once
 # (dagster.yaml) would leave no thread for the web interface. Threads are made when needed.
@@ -46,7 +48,7 @@ def environment(
         **_settings_as_variables(settings),
         "PULSEGUARD_DATABASE_URL": dsn,
         "PULSEGUARD_DAGSTER_DATABASE_URL": dagster_url(dsn, role=dagster_role),
-        "PULSEGUARD_CODE_SERVER_SOCKET": str(folders.code_server_socket),
+        MARK: str(folders.code_server_socket),
         "PULSEGUARD_INTERNAL_COMPUTE_LOGS": str(folders.compute_logs),
         "DAGSTER_HOME": str(folders.dagster_home),
     }
@@ -117,6 +119,8 @@ def code_server(
         directory=folders.dagster_home,
         probe=code_server_probe(folders.code_server_socket),
         stops_group=True,
+        # Of which a real provider has no child.
+        needs=(SIMULATOR,),
     )
 
 
@@ -135,6 +139,7 @@ def webserver(settings: Settings, folders: Folders, variables: Mapping[str, str]
         environment=_for_dagster_alone(variables),
         directory=folders.dagster_home,
         probe=http_probe(reachable(settings.host), settings.port, "/server_info"),
+        needs=(CODE_SERVER,),
     )
 
 
@@ -148,6 +153,7 @@ def daemon(folders: Folders, variables: Mapping[str, str]) -> ChildSpec:
         ),
         environment=_for_dagster_alone(variables),
         directory=folders.dagster_home,
+        needs=(CODE_SERVER,),
     )
 
 
@@ -164,7 +170,7 @@ def lookout(folders: Folders, variables: Mapping[str, str]) -> ChildSpec:
 def simulator(port: int, folders: Folders, inherited: Mapping[str, str] | None = None) -> ChildSpec:
     """A CoinGecko of our own, for `pulseguard demo`."""
     return ChildSpec(
-        name="simulator",
+        name=SIMULATOR,
         command=(
             *(sys.executable, "-m", "pulseguard_assets.cli", "simulate"),
             *("--host", "127.0.0.1", "--port", str(port)),

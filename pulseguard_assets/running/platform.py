@@ -28,6 +28,7 @@ from pulseguard_assets.running.instance import (
     locked,
     prepare,
 )
+from pulseguard_assets.running.leftovers import end_leftovers
 from pulseguard_assets.running.processes import ProcessFile
 from pulseguard_assets.running.screen import Screen
 from pulseguard_assets.running.supervisor import (
@@ -134,6 +135,8 @@ class _Platform:
         require_free(self._settings.host, self._settings.port)
         lock = stack.enter_context(locked(folders))
         claim(folders, self._options.purpose)
+        if ended := await asyncio.to_thread(end_leftovers, folders):
+            self._screen.progress(f"Ended {ended} processes that a killed PulseGuard left running")
         prepare(folders)
         stack.enter_context(self._processes)
         self._screen.settings(self._settings, folders, simulated=self._simulated)
@@ -194,7 +197,7 @@ class _Platform:
         return applied, dagster_role
 
     def _specs(self, dsn: str, dagster_role: str | None) -> list[ChildSpec]:
-        """The children in the order of their start; they stop in the opposite one."""
+        """The children in the order of their start."""
         folders, settings = self._folders, self._settings
         variables = children.environment(settings, folders, dsn, dagster_role=dagster_role)
         port = self._options.simulator_port

@@ -27,6 +27,7 @@ from pulseguard_assets.running.guardian import signal_group
 from pulseguard_assets.running.logs import ChildLog
 from pulseguard_assets.running.probes import NotServing, Probe
 from pulseguard_assets.running.processes import ProcessRecord, State, record_of
+from pulseguard_assets.warehouse.launching import launched
 
 Clock = Callable[[], float]
 
@@ -44,6 +45,7 @@ class ChildSpec:
         ready_within: seconds it may take from its start to its first good answer.
         stops_group: send the stop signal to the whole group, because it has workers which are
             to be told too.
+        needs: names of children without which it cannot work. They are told to stop after it.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ChildSpec:
     probe: Probe | None = None
     ready_within: float = 90.0
     stops_group: bool = False
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Rules:
         probe_every: between two questions while it runs, and while it starts.
         misses: so many bad answers in a row count as hung.
         stop_within: for all children together, before the rest is killed.
+        stop_apart: so long a child waits for those that need it before it is told to stop too.
     """
 
     first_delay: float = 1.0
@@ -73,7 +77,8 @@ class Rules:
     probe_every: float = 15.0
     probe_every_starting: float = 0.2
     misses: int = 4
-    stop_within: float = 7.0
+    stop_within: float = 6.0
+    stop_apart: float = 2.0
 
     def delay(self, failures: int) -> float:
         """Seconds to wait before the restart after `failures` in a row, the first being 1."""
@@ -282,8 +287,8 @@ class Supervisor:
             self._children[name].replace.set()
 
     async def stop(self) -> None:
-        """Stop all children, the last started first, within `Rules.stop_within` seconds."""
-        children = list(reversed(self._children.values()))
+        """Stop all children, those that others need after them, within `Rules.stop_within`."""
+        children = list(self._children.values())
         for child in children:
             if child.keeper is not None:
                 child.keeper.cancel()
@@ -292,9 +297,11 @@ class Supervisor:
             return_exceptions=True,
         )
         deadline = self._clock() + self._rules.stop_within
-        for child in children:
-            await self._stop(child, until=deadline)
-            self._tell(child, "stopped")
+        stopping: set[asyncio.Task[None]] = set()
+        for wave in _waves(children):
+            stopping |= {asyncio.create_task(self._stop(each, until=deadline)) for each in wave}
+            await asyncio.wait(stopping, timeout=self._rules.stop_apart)
+        await asyncio.gather(*stopping)
         for child in children:
             child.log.close()
         self._children.clear()
@@ -315,6 +322,8 @@ class Supervisor:
         read_end, write_end = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
+                # The guardian reaches groups, but it can be killed together with us.
+                *launched(signal.SIGTERM),
                 *spec.command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write_end,
@@ -435,6 +444,7 @@ class Supervisor:
                 child.log.note("did not stop in time and was killed")
                 self._say(f"{child.spec.name} did not stop in time and was killed")
         await self._kill(child)
+        self._tell(child, "stopped")
 
     async def _kill(self, child: _Child) -> None:
         """Kill whatever is left of the child's group, and read its last words."""
@@ -452,6 +462,15 @@ class Supervisor:
             f"The {child.spec.name} did not start: {error}. Its last lines "
             f"(all of them are in {child.log.path}):\n{said}"
         )
+
+
+def _waves(children: Sequence[_Child]) -> Iterator[list[_Child]]:
+    """Those whom nobody needs, then those whom nobody needs who is left, and so on."""
+    left = {child.spec.name: child for child in children}
+    while left:
+        needed = {name for child in left.values() for name in child.spec.needs}
+        # Should some need each other, they go together.
+        yield [left.pop(name) for name in set(left) - needed or set(left)]
 
 
 async def _complaint_of(probe: Probe, *, unless: asyncio.Task[int]) -> str | None:

@@ -22,7 +22,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -43,6 +42,7 @@ from pulseguard_assets.warehouse.account import (
     usable_installation,
 )
 from pulseguard_assets.warehouse.folder_lock import FolderInUse, FolderLock
+from pulseguard_assets.warehouse.launching import launched
 from pulseguard_assets.warehouse.postmaster import (
     clear_misleading_locks,
     end_leftovers,
@@ -53,7 +53,6 @@ from pulseguard_assets.warehouse.postmaster import (
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "FolderInUse", "running_dsn"]
 
 ROLE = DATABASE = "pulseguard"
-_LAUNCHER = Path(__file__).with_name("launcher.py")
 _CLUSTER = "postgres"
 # There is no TCP, so the number only names the socket. Fixed, because PGPORT must not move it.
 _PORT = 5432
@@ -328,7 +327,8 @@ class EmbeddedPostgres:
         uid, gid = (account.uid, account.gid) if account.switch else (-1, -1)
         settings = {**_FIXED, "unix_socket_directories": str(socket_dir), **self._settings}
         command = [
-            *(sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(uid), str(gid)),
+            # Should we die: PostgreSQL's fast and clean shutdown.
+            *launched(signal.SIGINT, uid=uid, gid=gid),
             *(str(programs / "postgres"), "-D", str(self.pgdata)),
             *(f"--{name}={value}" for name, value in settings.items()),
         ]

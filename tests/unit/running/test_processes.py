@@ -217,7 +217,7 @@ def supervised(folder: Path, scenario: Callable[[Supervisor, Lists], object]) ->
 def test_a_start_and_a_stop_are_published(child: MakeSpec, tmp_path: Path) -> None:
     async def scenario(supervisor: Supervisor, lists: Lists) -> None:
         await supervisor.start(child(SLEEP, name="first"))
-        await supervisor.start(child(SLEEP, name="second"))
+        await supervisor.start(child(SLEEP, name="second", needs=("first",)))
         assert [each.pid for each in lists.newest] == list(supervisor.pids.values())
         assert all(each.condition == "alive" for each in lists.newest)
         assert all(each.not_serving_since is None for each in lists.newest)

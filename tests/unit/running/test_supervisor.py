@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -222,12 +224,10 @@ def test_a_child_can_be_replaced_on_request_without_delay(child: MakeSpec, tmp_p
     asyncio.run(scenario())
 
 
-def test_children_stop_in_the_opposite_order_of_their_start(
-    child: MakeSpec, tmp_path: Path
-) -> None:
+def test_children_stop_before_those_they_need(child: MakeSpec, tmp_path: Path) -> None:
     ends = tmp_path / "ends"
 
-    def polite(name: str) -> ChildSpec:
+    def polite(name: str, *needs: str) -> ChildSpec:
         ready = tmp_path / f"{name}-ready"
         code = (
             "import signal, sys, time\n"
@@ -238,15 +238,38 @@ def test_children_stop_in_the_opposite_order_of_their_start(
             f"open({str(ready)!r}, 'w').close()\n"
             "time.sleep(60)"
         )
-        return child(code, name=name, probe=file_probe(ready))
+        return child(code, name=name, probe=file_probe(ready), needs=needs)
 
     async def scenario() -> None:
-        async with supervising(tmp_path) as (supervisor, _):
-            for name in ("one", "two", "three"):
-                await supervisor.start(polite(name))
+        rules = Rules(stop_within=20, stop_apart=20, probe_every_starting=0.02)
+        async with supervising(tmp_path, rules) as (supervisor, _):
+            for spec in (polite("one"), polite("two", "one", "absent"), polite("three", "two")):
+                await supervisor.start(spec)
 
     asyncio.run(scenario())
     assert ends.read_text() == "three two one "
+
+
+def test_a_child_that_will_not_stop_takes_no_time_of_the_others(
+    child: MakeSpec, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"open({str(ready)!r}, 'w').close(); time.sleep(60)"
+    )
+
+    async def scenario() -> list[str]:
+        rules = Rules(stop_within=3, stop_apart=0.1, probe_every_starting=0.02)
+        async with supervising(tmp_path, rules) as (supervisor, heard):
+            await supervisor.start(child(SLEEP, name="needed"))
+            await supervisor.start(child(SLEEP, name="apart"))
+            await supervisor.start(
+                child(stubborn, name="stubborn", probe=file_probe(ready), needs=("needed",))
+            )
+        return heard.sentences
+
+    assert asyncio.run(scenario()) == ["stubborn did not stop in time and was killed"]
 
 
 def test_a_child_that_ignores_the_stop_is_killed_in_time(child: MakeSpec, tmp_path: Path) -> None:
@@ -326,6 +349,40 @@ def test_a_guardian_that_was_killed_is_replaced_and_knows_what_to_watch(
         assert await asyncio.wait_for(sleeper.wait(), 5) == -signal.SIGTERM
 
     asyncio.run(scenario())
+
+
+# A supervisor with one child that can be killed, its guardian with it.
+SUPERVISING = f"""
+import asyncio, sys
+from pathlib import Path
+from pulseguard_assets.running.supervisor import ChildSpec, Guardian, Supervisor
+
+async def main():
+    guardian = Guardian()
+    await guardian.start()
+    async with Supervisor(logs=Path(sys.argv[1]), guardian=guardian, say=print) as supervisor:
+        command = (sys.executable, "-I", "-S", "-c", {SLEEP!r})
+        await supervisor.start(ChildSpec("child", command, {{}}, Path(sys.argv[1])))
+        print(guardian.pid, supervisor.pids["child"], flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+def test_a_child_ends_although_its_supervisor_and_the_guardian_are_killed_together(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", SUPERVISING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervising_process:
+        assert supervising_process.stdout is not None
+        guardian, orphan = map(int, supervising_process.stdout.readline().split())
+        # The one that is asleep cannot act on the other's end.
+        os.kill(guardian, signal.SIGSTOP)
+        supervising_process.kill()
+        os.kill(guardian, signal.SIGKILL)
+    asyncio.run(asyncio.wait_for(gone(orphan), 20))
 
 
 def test_the_guardian_stops_what_is_watched_and_spares_what_is_forgotten(child: MakeSpec) -> None:
