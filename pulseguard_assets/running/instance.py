@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from pulseguard_assets.durable import write_durably
 from pulseguard_assets.resources import shipped
 
 # sockaddr_un holds 108 bytes on Linux and 104 on macOS, with the terminating zero.
@@ -196,9 +197,11 @@ def claim(folders: Folders, purpose: str) -> None:
     try:
         found = folders.purpose.read_text("utf-8").strip()
     except FileNotFoundError:
-        folders.purpose.write_text(f"{purpose}\n", "utf-8")
-        return
-    if found != purpose:
+        found = ""
+    if not found:
+        # None yet, or one that lost its content in a power cut; the database knows its own as well.
+        write_durably(folders.purpose, f"{purpose}\n")
+    elif found != purpose:
         raise InstanceError(other_purpose(f"The data folder {folders.root}", found))
 
 

@@ -32,6 +32,7 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
+from pulseguard_assets.durable import rename_durably
 from pulseguard_assets.warehouse.account import (
     Account,
     EmbeddedPostgresError,
@@ -267,7 +268,9 @@ class EmbeddedPostgres:
         with (fresh / "postgresql.conf").open("a", encoding="utf-8") as configuration:
             # A relative path, so that the data folder can be moved.
             configuration.write(f"\ninclude_if_exists = '../{self._defaults_file.name}'\n")
-        fresh.rename(self.pgdata)
+        # Synced, since PostgreSQL vouches for what is in the folder, but not for its name: after a
+        # power cut it could be that of a half-made one, and removed at the next start.
+        rename_durably(fresh, self.pgdata, content=fresh / "postgresql.conf")
 
     def _initdb(self, programs: Path, account: Account, fresh: Path) -> None:
         durable = self._settings.get("fsync") != "off"

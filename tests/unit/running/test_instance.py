@@ -70,6 +70,15 @@ def test_a_folder_is_for_real_or_for_simulated_prices(
         claim(folders, second)
 
 
+def test_a_purpose_that_lost_its_content_in_a_power_cut_is_written_again(tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+    folders.purpose.touch()
+    claim(folders, REAL)
+    with pytest.raises(InstanceError, match="holds real prices"):
+        claim(folders, SIMULATED)
+    assert list(tmp_path.iterdir()) == [folders.purpose]
+
+
 def test_dagsters_folder_gets_the_shipped_configuration_whatever_was_there(tmp_path: Path) -> None:
     folders = Folders(tmp_path)
     prepare(folders)
