@@ -138,6 +138,8 @@ class _Platform:
         if ended := await asyncio.to_thread(end_leftovers, folders):
             self._screen.progress(f"Ended {ended} processes that a killed PulseGuard left running")
         prepare(folders)
+        # A code server that had to be killed leaves it behind.
+        stack.callback(folders.code_server_socket.unlink, missing_ok=True)
         stack.enter_context(self._processes)
         self._screen.settings(self._settings, folders, simulated=self._simulated)
         guardian = await stack.enter_async_context(_guardian(holding=lock))
