@@ -73,15 +73,20 @@ def _change_points(table: Table, rule: Rule, key: str) -> None:
 def _changed(rule: Rule, value: Any) -> Any:
     if rule.kind in ("absurd", "replace"):
         factor = rule.params.get("factor")
-        return rule.params["value"] if factor is None or value is None else value * factor
+        return rule.params["value"] if factor is None else _scaled(value, factor)
     return _VALUES[rule.kind](value)
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    """A number times `factor`. Text, and what another fault has spoilt, stays as it is."""
+    return value * factor if isinstance(value, (int, float)) else value
 
 
 _VALUES: Final[dict[str, Change]] = {
     "null": lambda _: None,
     "nan": lambda _: math.nan,
     "infinity": lambda _: math.inf,
-    "negative": lambda value: None if value is None else -value,
+    "negative": lambda value: _scaled(value, -1),
     "zero": lambda _: 0,
     "string_number": lambda value: None if value is None else str(value),
 }
@@ -101,8 +106,15 @@ def _shift_times(table: Table, rule: Rule) -> None:
         if isinstance(record.get(key), int):
             record[key] += int(seconds)
         elif isinstance(record.get(key), str):
-            shown = datetime.strptime(record[key], "%Y-%m-%dT%H:%M:%S.%f%z")
-            record[key] = iso(shown + timedelta(seconds=seconds))
+            record[key] = _shifted(record[key], timedelta(seconds=seconds))
+
+
+def _shifted(text: str, by: timedelta) -> str:
+    """A time of `/coins/markets`, moved. What another fault has spoilt stays as it is."""
+    try:
+        return iso(datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%f%z") + by)
+    except ValueError:
+        return text
 
 
 # --- records --------------------------------------------------------------------------------

@@ -358,6 +358,18 @@ def test_no_fault_breaks_the_simulator_itself(
     assert get("/ping").status_code == 200
 
 
+@pytest.mark.parametrize("kind", sorted(name for name in KINDS if KINDS[name].stage == "values"))
+def test_a_fault_leaves_alone_what_it_cannot_change(
+    sim: RunningSimulator, get: Get, kind: str
+) -> None:
+    """Texts are no numbers, and what another fault has spoilt is no time."""
+    text = ("price", "last_updated", "symbol")
+    sim.fault("replace", value="spoilt", fields=("price", "last_updated"))
+    sim.fault(kind, **({"fields": text} if "fields" in KINDS[kind].defaults else {}))
+    assert prices(get).status_code == 200
+    assert markets(get) or kind == "missing_ids"
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
