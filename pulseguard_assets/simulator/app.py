@@ -50,15 +50,23 @@ from pulseguard_assets.simulator.clock import EARLIEST, LATEST, ClockError, Mova
 from pulseguard_assets.simulator.delivery import HungUpError, deliver
 from pulseguard_assets.simulator.endpoints import DATA, Asked, requested_coins
 from pulseguard_assets.simulator.faults import KINDS, FaultBook, FaultError, Rule
-from pulseguard_assets.simulator.limits import Call, CallLog, Limits, LimitsError, Meter
+from pulseguard_assets.simulator.limits import (
+    Call,
+    CallLog,
+    Limits,
+    LimitsError,
+    Meter,
+    Outcome,
+)
 from pulseguard_assets.simulator.market import Close, Market, UnknownCoinError
 from pulseguard_assets.simulator.mutations import replacement, spoil
 
 PREFIX = "/api/v3"
 DEMO_HEADER, PRO_HEADER = "x-cg-demo-api-key", "x-cg-pro-api-key"
 
-# Faults after which the caller holds nothing it can use.
+# Faults after which the caller holds nothing it can use, and those that may leave no status either.
 _RUINOUS = frozenset({"reset", "disconnect", "truncated", "empty", "wrong_content_type", "bomb"})
+_CUTTING = frozenset({"reset", "disconnect"})
 
 
 class Simulation:
@@ -102,14 +110,12 @@ class _Api:
         call = simulation.log.begin(endpoint, _url(scope), now)
         answer, wire = self._answer(scope, now, endpoint, coin_id, call)
         # Counted before it is sent: who reads the answer and then the counts finds it there.
-        call.settle(answer.outcome, answer.status)
-        if answer.outcome == "successful" and any(rule.kind in _RUINOUS for rule in wire):
-            call.settle("failed", answer.status)
+        call.settle(_booked(answer, wire), answer.status)
         simulation.log.end(call)
         try:
             await deliver(answer, wire, scope, receive, send)
-        except HungUpError:
-            if call.outcome == "successful":
+        except HungUpError as hung_up:
+            if call.outcome == "successful" or not hung_up.answered:
                 simulation.log.amend(call, "failed")
 
     def _answer(
@@ -191,6 +197,16 @@ class _Api:
             "current_total_monthly_calls": spent,
             "current_remaining_monthly_calls": max(0, credits_ - spent),
         }
+
+
+def _booked(answer: Answer, wire: list[Rule]) -> Outcome:
+    """How the caller should book an answer after what happens to it on the wire.
+
+    A refusal for the rate is one by its status alone, if that arrives.
+    """
+    unanswered = any(r.kind in _CUTTING and r.params.get("after_bytes") is None for r in wire)
+    ruined = any(rule.kind in _RUINOUS for rule in wire)
+    return "failed" if unanswered or (ruined and answer.status != 429) else answer.outcome
 
 
 def _ask_otherwise(asked: Asked, rules: list[Rule]) -> Asked:

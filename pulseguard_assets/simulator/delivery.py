@@ -28,7 +28,15 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class HungUpError(Exception):
-    """The connection ended before the answer did."""
+    """The connection ended before the answer did.
+
+    Attributes:
+        answered: whether status and headers were sent before.
+    """
+
+    def __init__(self, *, answered: bool) -> None:
+        super().__init__(answered)
+        self.answered = answered
 
 
 @dataclass
@@ -38,12 +46,18 @@ class _Wire:
     scope: Scope
     send: Send
     gone: asyncio.Task[None]
+    answered: bool = False
+
+    async def begin(self, answer: Answer) -> None:
+        """Send status and headers."""
+        await _send_head(answer, self.send)
+        self.answered = True
 
     async def pause(self, seconds: float) -> None:
         """Wait, but not for a caller who has left. Raises HungUpError."""
         await asyncio.wait({self.gone}, timeout=seconds)
         if self.gone.done():
-            raise HungUpError
+            raise HungUpError(answered=self.answered)
 
     async def cut(self, *, reset: bool) -> None:
         """End the connection under the answer. Always raises HungUpError."""
@@ -55,7 +69,7 @@ class _Wire:
         else:
             transport.close()
         await self.gone
-        raise HungUpError
+        raise HungUpError(answered=self.answered)
 
 
 async def deliver(
@@ -80,7 +94,7 @@ async def deliver(
         reset = by_kind.get("reset")
         if reset is not None and reset["after_bytes"] is None:
             await wire.cut(reset=True)
-        await _send_head(answer, send)
+        await wire.begin(answer)
         if reset is not None:
             await _send_part(answer.body[: reset["after_bytes"]], send)
             await wire.cut(reset=True)

@@ -7,6 +7,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -283,6 +284,26 @@ def test_bodies_can_be_cut_emptied_and_mislabelled(sim: RunningSimulator, get: G
     assert mislabelled.headers["content-type"].startswith("text/html")
     assert mislabelled.content == true
     assert sim.calls()["outcomes"] == {"successful": 1, "failed": 3, "rate_limited": 0}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "wire", "outcome"),
+    [
+        ("rate_limit", {"kind": "truncated"}, "rate_limited"),
+        ("rate_limit", {"kind": "reset", "after_bytes": 0}, "rate_limited"),
+        ("rate_limit", {"kind": "reset"}, "failed"),
+        ("rate_limit", {"kind": "disconnect"}, "failed"),
+        ("rate_limit_200", {"kind": "truncated"}, "failed"),
+    ],
+)
+def test_a_refusal_that_breaks_off_is_counted_by_what_the_caller_can_know(
+    sim: RunningSimulator, get: Get, refusal: str, wire: dict[str, Any], outcome: str
+) -> None:
+    sim.fault(refusal)
+    sim.fault(**wire)
+    with suppress(httpx.TransportError):
+        get("/ping")
+    assert {name for name, times in sim.calls()["outcomes"].items() if times} == {outcome}
 
 
 def test_a_bomb_is_small_on_the_wire_and_huge_when_unpacked(sim: RunningSimulator) -> None:
