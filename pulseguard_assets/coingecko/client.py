@@ -216,12 +216,17 @@ class PingAnswer(Answer):
 
 @dataclass(frozen=True)
 class _Received:
-    """One HTTP answer, read to its end."""
+    """One HTTP answer, read to its end, or as far as it goes without its body."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     received_at: datetime
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the status alone says that the provider will not, or cannot, answer now."""
+        return self.status == 429 or self.status >= 500
 
 
 @dataclass
@@ -230,7 +235,7 @@ class _Attempt:
 
     started: float
     outcome: str = "failed"
-    status: int | None = None
+    head: _Received | None = None
     retry_at: datetime | None = None
     ended: float | None = None
 
@@ -535,7 +540,7 @@ class CoinGecko:
             self._ledger.settle(
                 call_id,
                 outcome=attempt.outcome,
-                status=attempt.status,
+                status=None if attempt.head is None else attempt.head.status,
                 elapsed_ms=elapsed_ms,
                 now=self._clock(),
                 retry_at=attempt.retry_at,
@@ -552,12 +557,24 @@ class CoinGecko:
         return max(0, round((ended - attempt.started) * 1000))
 
     def _exchange(self, call: _Call, attempt: _Attempt) -> _Received:
+        try:
+            return self._fetch(call, attempt)
+        except ProviderUnavailable:
+            # What becomes of its body must hide neither a refusal nor its Retry-After.
+            if attempt.head is None or not attempt.head.is_refusal:
+                raise
+            return attempt.head
+        finally:
+            attempt.ended = self._monotonic()
+
+    def _fetch(self, call: _Call, attempt: _Attempt) -> _Received:
         endpoint = call.asked.endpoint
         try:
             with self._http.stream("GET", call.url) as response:
-                attempt.status = response.status_code
+                status, headers = response.status_code, dict(response.headers)
+                attempt.head = _Received(status, headers, b"", self._clock())
                 body = self._body(response, endpoint, attempt.started)
-                headers = dict(response.headers)
+                return _Received(status, headers, body, self._clock())
         except httpx.TimeoutException as error:
             raise ProviderUnavailable(
                 f"CoinGecko did not answer {endpoint} in time ({type(error).__name__}). Check the "
@@ -574,9 +591,6 @@ class CoinGecko:
                 "out.",
                 "PULSEGUARD_BASE_URL",
             ) from error
-        finally:
-            attempt.ended = self._monotonic()
-        return _Received(attempt.status, headers, body, self._clock())
 
     def _body(self, response: httpx.Response, endpoint: str, started: float) -> bytes:
         """The decoded body, read piece by piece so that neither time nor size runs away."""

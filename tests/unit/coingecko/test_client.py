@@ -515,6 +515,35 @@ def test_a_server_that_names_a_time_is_left_alone_until_then() -> None:
     assert bench.ledger.settled[0]["retry_at"] == START + timedelta(seconds=8)
 
 
+def broken_off() -> Iterator[bytes]:
+    yield b"{"
+    raise httpx.ReadError("reset by peer")
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(429, "rate_limited"), (503, "failed")])
+@pytest.mark.parametrize(
+    ("encoding", "pieces"),
+    [
+        ("identity", broken_off),
+        ("identity", lambda: iter([b" " * (1 << 20)] * 5)),
+        ("gzip", lambda: iter([b"no gzip"])),
+        ("br", lambda: iter([b"\x0b"])),
+    ],
+    ids=["broken off", "too large", "cannot be unpacked", "of another encoding"],
+)
+def test_a_refusal_and_its_time_are_heard_whatever_becomes_of_its_body(
+    status: int, outcome: str, encoding: str, pieces: Callable[[], Iterator[bytes]]
+) -> None:
+    headers = {"retry-after": "8", "content-encoding": encoding}
+    bench = Bench([httpx.Response(status, headers=headers, stream=Pieces(pieces())), ok()], rng=0.0)
+
+    bench.price()
+
+    assert bench.time.slept == [8]
+    assert bench.ledger.outcomes() == [(outcome, status), ("successful", 200)]
+    assert bench.ledger.settled[0]["retry_at"] == START + timedelta(seconds=8)
+
+
 def test_a_pause_that_ends_too_late_is_not_begun() -> None:
     bench = Bench([httpx.Response(500)], rng=1.0)
 
