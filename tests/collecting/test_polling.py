@@ -25,7 +25,6 @@ from pulseguard_assets.collecting.polling import (
     minute_of,
     slot_of,
 )
-from pulseguard_assets.simulator.faults import KINDS
 from pulseguard_assets.simulator.server import RunningSimulator
 from pulseguard_assets.warehouse.closes import put_minutes
 
@@ -659,78 +658,3 @@ def test_the_reserve_is_left_alone(new_platform: PlatformFactory, ticks: Any) ->
 
     with pytest.raises(PollFailed, match="the reserve left aside"):
         ticks.tick(platform)
-
-
-# --- every fault of the simulator by itself ---
-
-SIMPLE_FAULTS: dict[str, dict[str, Any]] = {
-    "delay": {"seconds": 0.05},
-    "trickle": {"seconds": 0.01},
-    "replace": {"value": {"an": "object"}},
-    "reset": {"after_bytes": 200},
-    "api_error": {"code": 10005},
-    "raw": {"body": "[]"},
-}
-NO_COIN = frozenset(
-    {
-        "null",
-        "missing_field",
-        "nan",
-        "infinity",
-        "negative",
-        "zero",
-        "string_number",
-        "replace",
-        "missing_ids",
-    }
-)
-HARMLESS = frozenset(
-    {"stale", "extra_field", "unknown_ids", "delay", "trickle", "page_drift", "not_found"}
-)
-
-# Sent well and of no use, or sent badly and read all the same: the two sides disagree.
-DEBATABLE = {"raw", "wrong_content_type"}
-
-
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_fault_stores_nothing_wrong_and_costs_nothing_else(
-    platform: Platform, ticks: Any, kind: str
-) -> None:
-    """Prices that no fault struck are stored, in this poll or the next; calls are counted alike."""
-    struck = {"bitcoin", "1move token", "tron"} if KINDS[kind].stage == "values" else set()
-    rule = {**SIMPLE_FAULTS.get(kind, {}), **({"coins": sorted(struck)} if struck else {})}
-    ticks.provider.fault(kind, endpoint="simple_price", count=3, **rule)
-    try:
-        ticks.tick(platform)
-    except PollFailed:
-        assert ticks.prices() == {}
-        ticks.provider.clear_faults()
-        ticks.wait(minutes=2)
-        ticks.poll(platform)
-        struck = set()
-
-    truth, prices = ticks.truth(), ticks.prices()
-    assert set(truth) - struck <= set(prices)
-    assert set(prices) <= set(truth)
-    untouched = set(prices) - struck
-    if kind != "cached":
-        assert {c: prices[c] for c in untouched} == {c: truth[c] for c in untouched}
-    if kind in NO_COIN and struck:
-        assert struck.isdisjoint(prices)
-        assert kind == "missing_ids" or struck <= set(ticks.rejected())
-    assert_counted_alike(ticks)
-
-
-def assert_counted_alike(ticks: Any) -> None:
-    """The ledger's day and month against the simulator's own count."""
-    theirs = ticks.provider.calls()
-    ours = ticks.connection.execute(
-        "SELECT total_calls, successful_calls, failed_calls, rate_limited_calls FROM "
-        "api_usage_stats"
-    ).fetchone()
-    outcomes = theirs["outcomes"]
-    assert ours[0] == theirs["total"]
-    if not DEBATABLE & theirs["faults"].keys():
-        assert ours[1:] == (outcomes["successful"], outcomes["failed"], outcomes["rate_limited"])
-    cycles = ticks.connection.execute("SELECT sum(api_calls_made) FROM collection_status")
-    assert cycles.fetchone() == (theirs["total"],)
