@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import httpx
 import polars as pl
 
+from pulseguard_assets.coingecko.deadline import Deadline
 from pulseguard_assets.coingecko.errors import (
     Asked,
     CallNotFree,
@@ -130,7 +131,8 @@ class Limits:
         connect_seconds: for the connection, and for a free one of the pool.
         read_seconds: between two pieces of the answer (also for sending).
         total_seconds: for the whole attempt, the body included; looked at whenever a piece
-            of the body arrives, so that one more `read_seconds` can be added to it.
+            of the body arrives, so that one more `read_seconds` can be added to it. Whatever
+            else the answer does, it is cut then.
         body_bytes: of the body after decompression, whatever is asked; most endpoints have a
             lower bound of their own.
         attempts: how often a call is made at most, the first time included.
@@ -311,6 +313,8 @@ class CoinGecko:
             # A proxy of the environment cannot reach the simulator on this machine.
             trust_env=urlsplit(self._base).hostname not in _LOOPBACK,
         )
+        self._deadline = Deadline()
+        self._deadline.watch(self._http)
 
     def __repr__(self) -> str:
         return f"CoinGecko({self._base!r}, plan={self._plan.name!r})"
@@ -568,9 +572,12 @@ class CoinGecko:
             attempt.ended = self._monotonic()
 
     def _fetch(self, call: _Call, attempt: _Attempt) -> _Received:
-        endpoint = call.asked.endpoint
+        endpoint, limits = call.asked.endpoint, self._limits
         try:
-            with self._http.stream("GET", call.url) as response:
+            with (
+                self._deadline.within(limits.total_seconds + limits.read_seconds),
+                self._http.stream("GET", call.url) as response,
+            ):
                 status, headers = response.status_code, dict(response.headers)
                 attempt.head = _Received(status, headers, b"", self._clock())
                 body = self._body(response, endpoint, attempt.started)
