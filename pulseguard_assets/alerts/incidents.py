@@ -81,6 +81,7 @@ def observe(
         psycopg.Error: nothing was entered.
     """
     with connection.transaction():
+        connection.execute("SELECT pull_back_incidents(%s)", (now,))
         counts = one_row(
             connection,
             "SELECT opened, continued, resolved, reopened "

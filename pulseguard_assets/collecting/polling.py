@@ -241,10 +241,18 @@ class _Work:
 
 
 def _last_cycle(connection: Connection, kind: str, now: datetime) -> Collection | None:
+    """The newest cycle, as far as its times can be gone by.
+
+    One of a clock that has been set back since says that no poll is due until that time has come.
+    """
     newest = next(iter(recent_collections(connection, (kind,), 1)), None)
+    if newest is not None and newest.lies_ahead(now):
+        newest = None
     resumable = None if newest is None or _waiting_until(newest) is None else newest.id
     # One by hand as well: whoever holds the lock knows that nobody is at it.
     fail_crashed(connection, (*POLL_KINDS, BY_HAND), now, resumable)
+    if newest is None:
+        return None
     return next(iter(recent_collections(connection, (kind,), 1)), None)
 
 
@@ -434,7 +442,7 @@ class _Run:
             api_calls_made=self._calls_made_before + calls,
             details={key: value for key, value in merged.items() if value is not None},
         )
-        save_collection(self._connection, cycle, self._now)
+        save_collection(self._connection, cycle, self._platform.clock())
         self._report = replace(
             self._report, cycle=cycle, calls=calls, table_rows=count_rows(self._connection, MINUTE)
         )

@@ -23,6 +23,9 @@ _LOCK_CLASS = 1886678900
 
 # A cycle that waits for its next tick gives a sign of life at every tick, 20 s apart.
 SILENT_FOR = timedelta(minutes=10)
+# The clocks of processes may differ by so much. What lies further ahead was written by a clock
+# that has been set back since.
+CLOCKS_DIFFER = timedelta(seconds=60)
 
 
 class CollectorBusy(RuntimeError):  # noqa: N818 - reads as what it says
@@ -44,11 +47,13 @@ class Collection:
         error: why it failed.
         ended_at: UTC; None while running.
         details: free figures, JSON.
+        heard_at: its last sign of life, UTC.
     """
 
     id: int
     kind: str
     started_at: datetime
+    heard_at: datetime
     status: str = "running"
     coins_processed: int = 0
     coins_failed: int = 0
@@ -57,10 +62,14 @@ class Collection:
     ended_at: datetime | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
+    def lies_ahead(self, now: datetime) -> bool:
+        """Whether the clock was set back since: then none of its times says anything."""
+        return max(self.started_at, self.heard_at) > now + CLOCKS_DIFFER
+
 
 _COLUMNS = sql.SQL(
-    "id, collection_type, start_time, status, coins_processed, coins_failed, api_calls_made, "
-    "error_message, end_time, coalesce(batch_details, '{}')"
+    "id, collection_type, start_time, heartbeat_at, status, coins_processed, coins_failed, "
+    "api_calls_made, error_message, end_time, coalesce(batch_details, '{}')"
 )
 
 
@@ -151,9 +160,10 @@ def fail_crashed(
     cursor = connection.execute(
         "UPDATE collection_status SET status = 'failed', end_time = %s, "
         "error_message = 'The process that ran this cycle ended before the cycle did.' "
-        "WHERE status = 'running' AND (heartbeat_at < %s OR collection_type = ANY (%s) "
+        "WHERE status = 'running' AND (heartbeat_at NOT BETWEEN %s AND %s "
+        "OR collection_type = ANY (%s) "
         "AND id IS DISTINCT FROM %s AND NOT coalesce(batch_details ? 'history', false))",
-        (now, now - SILENT_FOR, list(kinds), resumable),
+        (now, now - SILENT_FOR, now + SILENT_FOR, list(kinds), resumable),
     )
     return cursor.rowcount
 

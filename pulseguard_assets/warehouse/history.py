@@ -193,6 +193,15 @@ def record_unrecoverable(
     )
 
 
+def forget_unrecoverable_ahead(connection: Connection, *, now: datetime) -> int:
+    """Take out what a clock that was ahead has filed of buckets that are not over yet.
+
+    Returns:
+        How many coins and reasons had any.
+    """
+    return int(one_row(connection, "SELECT forget_unrecoverable_ahead(%s)", (now,))[0])
+
+
 @dataclass(frozen=True)
 class Held:
     """What is stored of a stretch.

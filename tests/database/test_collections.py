@@ -45,7 +45,7 @@ def statuses(connection: psycopg.Connection) -> dict[int, str]:
 def test_a_cycle_begins_as_running_with_its_details(connection: psycopg.Connection) -> None:
     cycle = begin_collection(connection, "continuous", NOW, {"coins": 3})
 
-    assert cycle == Collection(cycle.id, "continuous", NOW, details={"coins": 3})
+    assert cycle == Collection(cycle.id, "continuous", NOW, NOW, details={"coins": 3})
     assert recent_collections(connection, ["continuous"], 5) == [cycle]
 
 
@@ -64,7 +64,8 @@ def test_everything_about_a_cycle_is_saved(connection: psycopg.Connection) -> No
 
     save_collection(connection, ended, NOW + timedelta(seconds=9))
 
-    assert recent_collections(connection, ["complete"], 1) == [ended]
+    saved = replace(ended, heard_at=NOW + timedelta(seconds=9))
+    assert recent_collections(connection, ["complete"], 1) == [saved]
     sign_of_life = connection.execute("SELECT heartbeat_at FROM collection_status").fetchone()
     assert sign_of_life == (NOW + timedelta(seconds=9),)
 

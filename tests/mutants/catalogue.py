@@ -41,11 +41,11 @@ RETENTION = "sql/004_retention.sql"
 ORDER = "sql/010_order_and_speed.sql"
 HISTORY = "sql/011_history.sql"
 CHECKS = "sql/012_checks.sql"
-LEDGER = "sql/013_release_reserve.sql"
 FILING = "sql/016_set_aside_last.sql"
 MERGE = "sql/017_minute_planned_once.sql"
 ROLES = "sql/018_roles.sql"
 AUDIT = "sql/019_audit_by_label.sql"
+CLOCK = "sql/020_clock_set_back.sql"
 
 MERGE_TESTS = ("tests/database/test_merge_rule.py",)
 ROLL_UP_TESTS = ("tests/database/test_roll_up.py",)
@@ -549,7 +549,7 @@ MUTANTS = (
         "a coin deleted by a sweep",
         "Coins stay",
         "a coin that leaves the list is never deleted",
-        FILING,
+        CLOCK,
         "    WITH judged AS (\n        SELECT s.*, CASE",
         "    DELETE FROM coin_priorities c WHERE NOT EXISTS (SELECT FROM minute_close m\n"
         "        WHERE m.coin_id = c.coin_id)\n"
@@ -561,7 +561,7 @@ MUTANTS = (
         "credits counted twice",
         "The budget holds",
         "every attempt costs one credit",
-        LEDGER,
+        CLOCK,
         "total_calls = day.total_calls + 1,",
         "total_calls = day.total_calls + 2,",
         LEDGER_TESTS,
@@ -570,7 +570,7 @@ MUTANTS = (
         "the first of the month is free",
         "The budget holds",
         "calls of the month stay within its credits",
-        LEDGER,
+        CLOCK,
         "WHERE day.date >= this_month;",
         "WHERE day.date > this_month;",
         LEDGER_TESTS,
