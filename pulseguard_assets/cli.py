@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from psycopg import errors
+import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pulseguard_assets.alerts.errors import AlertsError
@@ -49,6 +49,7 @@ from pulseguard_assets.warehouse.embedded import (
     FolderInUse,
     running_dsn,
 )
+from pulseguard_assets.warehouse.failures import what_failed
 from pulseguard_assets.warehouse.migrations import MigrationError, migrate
 from pulseguard_assets.warehouse.roles import ROLES, RolesRefused, install_roles
 
@@ -134,16 +135,9 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KNOWN_ERRORS as error:
-            click.echo(f"pulseguard: {error}", err=True)
-            ctx.exit(EXIT_KNOWN_ERROR)
-        except errors.InsufficientPrivilege as error:
-            click.echo(
-                "pulseguard: PostgreSQL does not let the login of PULSEGUARD_DATABASE_URL do that "
-                f"({error.diag.message_primary}). Collecting takes a member of pulseguard_writer, "
-                "reading one of pulseguard_reader; `pulseguard roles` makes both.",
-                err=True,
-            )
+        except (*KNOWN_ERRORS, psycopg.Error) as error:
+            said = what_failed(error) if isinstance(error, psycopg.Error) else str(error)
+            click.echo(f"pulseguard: {said}", err=True)
             ctx.exit(EXIT_KNOWN_ERROR)
 
 

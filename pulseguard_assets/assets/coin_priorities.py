@@ -18,7 +18,7 @@ from pulseguard_assets.assets.tables import (
     table_metadata,
     with_query,
 )
-from pulseguard_assets.collecting.errors import SweepFailed
+from pulseguard_assets.collecting.errors import CollectingError
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.collecting.sweep import sweep
 from pulseguard_assets.warehouse.coins import count_coins
@@ -58,7 +58,7 @@ def coin_priorities(
             report = sweep(
                 platform, connection, now=now, until=now + _PATIENCE, log=context.log.info
             )
-        except SweepFailed as failure:
+        except CollectingError as failure:
             raise dg.Failure(str(failure)) from failure
         counted = count_coins(connection)
     return dg.MaterializeResult(

@@ -18,9 +18,9 @@ from pulseguard_assets.assets.coin_priorities import KEY as COIN_PRIORITIES
 from pulseguard_assets.assets.partitions import partitions_of
 from pulseguard_assets.assets.provider import MARKET_CHART, SIMPLE_PRICE
 from pulseguard_assets.assets.tables import with_query
-from pulseguard_assets.collecting.errors import NoCoins
+from pulseguard_assets.collecting.errors import CollectingError
 from pulseguard_assets.collecting.platform import Platform
-from pulseguard_assets.collecting.polling import PollFailed, PollReport, poll_by_hand
+from pulseguard_assets.collecting.polling import PollReport, poll_by_hand
 from pulseguard_assets.timeframes import HOURLY, MINUTE
 
 KEY = dg.AssetKey(MINUTE.table)
@@ -96,7 +96,7 @@ def minute_close_asset(start: date) -> dg.AssetsDefinition:
                 return _past(context, platform, connection, config, now)
             try:
                 report = poll_by_hand(platform, connection, now=now, until=now + _PATIENCE)
-            except (PollFailed, NoCoins) as failure:
+            except CollectingError as failure:
                 raise dg.Failure(str(failure)) from failure
         return dg.MaterializeResult(metadata=poll_metadata(report, platform.clock()))
 

@@ -21,7 +21,7 @@ from pulseguard_assets.assets.coin_priorities import KEY as COIN_PRIORITIES
 from pulseguard_assets.assets.minute_close import KEY, poll_metadata
 from pulseguard_assets.assets.partitions import key_at
 from pulseguard_assets.automation.repair import first_sweep_lacking
-from pulseguard_assets.collecting.errors import NoCoins
+from pulseguard_assets.collecting.errors import NoCoins, plainly_said
 from pulseguard_assets.collecting.platform import TICK_BUDGET, Platform
 from pulseguard_assets.collecting.polling import (
     NotDue,
@@ -55,7 +55,7 @@ def price_sensor(minutes: dg.TimeWindowPartitionsDefinition) -> dg.SensorDefinit
         context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]
     ) -> dg.SensorResult:
         now = platform.clock()
-        with platform.connect() as connection:
+        with plainly_said(), platform.connect() as connection:
             # A first sweep that failed midway leaves coins to poll, and others unknown.
             sweeps = [_first_sweep(now)] if first_sweep_lacking(connection, now=now) else []
             try:

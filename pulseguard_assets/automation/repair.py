@@ -31,11 +31,12 @@ from pulseguard_assets.automation.windows import (
 from pulseguard_assets.coingecko.backfill import first_within_reach, ready_at
 from pulseguard_assets.collecting.allowance import Allowance
 from pulseguard_assets.collecting.budget import history_allowance
+from pulseguard_assets.collecting.errors import plainly_said
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.collecting.sweep import KIND as SWEEP
 from pulseguard_assets.timeframes import DAILY, HOURLY, Timeframe
-from pulseguard_assets.warehouse.collections import SILENT_FOR, recent_collections
-from pulseguard_assets.warehouse.history import lacking
+from pulseguard_assets.warehouse.collections import CLOCKS_DIFFER, SILENT_FOR, recent_collections
+from pulseguard_assets.warehouse.history import forget_unrecoverable_ahead, lacking
 from pulseguard_assets.warehouse.statements import one_row
 
 SENSOR = "close_repair_sensor"
@@ -116,7 +117,7 @@ def repair_sensor() -> dg.SensorDefinition:
             return dg.SkipReason("A repair is under way; the next is decided on when it has ended.")
         this_hour = f"{asking.now:%Y-%m-%dT%H}"
         looked_at = [HOURLY] if context.cursor == this_hour else [HOURLY, DAILY]
-        with platform.connect() as connection:
+        with plainly_said(), platform.connect() as connection:
             gaps = _gaps(connection, platform, looked_at, asking.now)
             if DAILY in looked_at and all(gap.timeframe is not DAILY for gap in gaps):
                 context.update_cursor(this_hour)
@@ -139,13 +140,14 @@ def first_sweep_lacking(connection: Connection, *, now: datetime) -> bool:
         connection,
         "SELECT EXISTS (SELECT FROM coin_priorities) AND NOT EXISTS ("
         "SELECT FROM collection_status WHERE collection_type = %s "
-        "AND (status = 'completed' OR (status = 'running' AND heartbeat_at > %s)))",
-        (SWEEP, now - SILENT_FOR),
+        "AND (status = 'completed' OR (status = 'running' AND heartbeat_at > %s "
+        "AND heartbeat_at <= %s)))",
+        (SWEEP, now - SILENT_FOR, now + SILENT_FOR),
     )
     if not lacking_at_rest:
         return False
     sweeps = recent_collections(connection, (SWEEP,), _ATTEMPTS_READ)
-    if not sweeps:
+    if not sweeps or sweeps[0].lies_ahead(now):
         return True
     ended = sweeps[0].ended_at or sweeps[0].started_at
     return ended + _doubled(_SWEEP_PAUSE, len(sweeps), _LONGEST_SWEEP_PAUSE) <= now
@@ -161,6 +163,7 @@ def _gaps(
     first_seen = one_row(connection, "SELECT min(created_at) FROM coin_priorities")[0]
     if first_seen is None:
         return []
+    forget_unrecoverable_ahead(connection, now=now)
     gaps = [_gap(connection, platform, each, first_seen, now) for each in looked_at]
     return [gap for gap in gaps if gap is not None]
 
@@ -269,6 +272,9 @@ def _pause(asking: _Asking, gap: _Gap) -> tuple[int, datetime]:
     if not vain:
         return 0, asking.now
     asked = datetime.fromisoformat(runs[0].tags[ASKED_TAG])
+    if asked > asking.now + CLOCKS_DIFFER:
+        # The clock was set back since; the pause would last until that time has come.
+        return 0, asking.now
     return vain, asked + _doubled(_PAUSE, vain, _LONGEST_PAUSE)
 
 

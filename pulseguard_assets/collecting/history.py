@@ -47,7 +47,12 @@ from pulseguard_assets.coingecko.frames import without_partial
 from pulseguard_assets.coingecko.planner import PlanCannotPay
 from pulseguard_assets.collecting.allowance import Allowance
 from pulseguard_assets.collecting.budget import history_allowance
-from pulseguard_assets.collecting.errors import CollectingError, reason_of
+from pulseguard_assets.collecting.errors import (
+    WAREHOUSE_FAILURES,
+    CollectingError,
+    plainly_said,
+    reason_of,
+)
 from pulseguard_assets.collecting.platform import HistoryProvider, NoCallsForHistory, Platform
 from pulseguard_assets.collecting.polling import BY_HAND, know_scope
 from pulseguard_assets.timeframes import HOURLY, MINUTE, Timeframe, bucket_end, bucket_start
@@ -134,6 +139,7 @@ class WindowReport:
     capped: bool = False
 
 
+@plainly_said()
 def materialize_window(
     platform: Platform,
     connection: Connection,
@@ -168,6 +174,7 @@ def materialize_window(
     Raises:
         NoCoins: a sweep must come first.
         HistoryFailed: PostgreSQL failed midway.
+        WarehouseFailed: it failed before.
     """
     try:
         know_scope(platform, connection, now)
@@ -461,7 +468,7 @@ class _Asking:
         """
         try:
             self._work(tasks, workers, until)
-        except psycopg.Error as error:
+        except WAREHOUSE_FAILURES as error:
             with suppress(psycopg.Error):
                 self._save("failed", reason_of(error))
             raise HistoryFailed(reason_of(error)) from error

@@ -25,7 +25,13 @@ from pulseguard_assets.coingecko.client import PriceAnswer
 from pulseguard_assets.coingecko.errors import CallNotFree, ProviderError, UriTooLong
 from pulseguard_assets.coingecko.packing import halve, pack_ids
 from pulseguard_assets.coingecko.planner import PollingPlan, plan_polling
-from pulseguard_assets.collecting.errors import CollectingError, NoCoins, reason_of
+from pulseguard_assets.collecting.errors import (
+    WAREHOUSE_FAILURES,
+    CollectingError,
+    NoCoins,
+    plainly_said,
+    reason_of,
+)
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.timeframes import MINUTE
 from pulseguard_assets.warehouse.closes import MINUTES_SCHEMA, count_rows, put_minutes
@@ -131,6 +137,7 @@ def kind_of(platform: Platform) -> str:
     return "complete" if platform.settings.coins_wanted is None else "continuous"
 
 
+@plainly_said()
 def poll_when_due(
     platform: Platform, connection: Connection, *, now: datetime, until: datetime
 ) -> PollReport | NotDue:
@@ -142,6 +149,7 @@ def poll_when_due(
 
     Raises:
         NoCoins: a sweep must come first.
+        WarehouseFailed: PostgreSQL failed before a call was made.
         PollFailed: the provider or the warehouse failed; also while the pause after a failure
             lasts, so that a provider that is down is seen to be down all the time.
         PlanCannotPay: the configured cadence costs more than the plan gives.
@@ -165,6 +173,7 @@ def poll_when_due(
         return _Run(platform, connection, work, cycle, now).go_on(until)
 
 
+@plainly_said()
 def poll_by_hand(
     platform: Platform, connection: Connection, *, now: datetime, until: datetime
 ) -> PollReport:
@@ -338,7 +347,7 @@ class _Run:
                 self._store(chunk, answer)
             except CallNotFree as wait:
                 return self._wait(wait.retry_at)
-            except (ProviderError, psycopg.Error) as error:
+            except (ProviderError, *WAREHOUSE_FAILURES) as error:
                 if isinstance(error, UriTooLong) and len(chunk) > 1:
                     pending[:0] = halve(chunk)
                     continue

@@ -17,7 +17,12 @@ from psycopg import Connection
 from pulseguard_assets.coingecko.client import MarketsAnswer
 from pulseguard_assets.coingecko.errors import ProviderError
 from pulseguard_assets.coingecko.packing import pack_ids
-from pulseguard_assets.collecting.errors import SweepFailed, reason_of
+from pulseguard_assets.collecting.errors import (
+    WAREHOUSE_FAILURES,
+    SweepFailed,
+    plainly_said,
+    reason_of,
+)
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.warehouse.coins import COINS_SCHEMA, put_coins, unknown_coins
 from pulseguard_assets.warehouse.collections import (
@@ -56,6 +61,7 @@ class SweepReport:
     credits_left: int | None = None
 
 
+@plainly_said()
 def sweep(
     platform: Platform,
     connection: Connection,
@@ -72,6 +78,7 @@ def sweep(
         log: told of every page.
 
     Raises:
+        WarehouseFailed: PostgreSQL failed before a call was made.
         SweepFailed: the provider or the warehouse failed.
         CollectorBusy: another sweep is running.
     """
@@ -101,7 +108,7 @@ class _Sweep:
         try:
             self._pages(until)
             self._always_included(until)
-        except (ProviderError, psycopg.Error) as error:
+        except (ProviderError, *WAREHOUSE_FAILURES) as error:
             raise self._failed(reason_of(error)) from error
         return self._end("completed", None)
 

@@ -12,6 +12,8 @@ from urllib.parse import quote
 import psycopg
 from psycopg import conninfo, sql
 
+from pulseguard_assets.warehouse.failures import advice_for
+
 OLDEST_MAJOR, NEWEST_MAJOR = 15, 18
 DAGSTER_SCHEMA = "dagster"
 # Owns that schema where roles are in use: see `roles.py`.
@@ -29,6 +31,8 @@ _KEEPALIVE = {
     "keepalives_count": "3",
     "tcp_user_timeout": "60000",
 }
+
+_CHECK = "Check that the server runs and that PULSEGUARD_DATABASE_URL is right."
 
 _BAD_URL = (
     "PULSEGUARD_DATABASE_URL is not a URL of PostgreSQL. Write it as "
@@ -140,7 +144,7 @@ def _unavailable(parameters: dict[str, str], error: psycopg.Error) -> str:
     where = parameters.get("host") or parameters.get("hostaddr") or "the local socket"
     return (
         f"Cannot connect to PostgreSQL (database {parameters.get('dbname', 'by default')} at "
-        f"{where}): {said}. Check that the server runs and that PULSEGUARD_DATABASE_URL is right."
+        f"{where}): {said}. {advice_for(error, otherwise=_CHECK)}"
     )
 
 

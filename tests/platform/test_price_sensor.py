@@ -8,9 +8,11 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+from psycopg import sql
 
 from pulseguard_assets.automation.polling import INTERVAL_SECONDS, SENSOR
 from pulseguard_assets.coingecko.planner import PlanCannotPay
+from pulseguard_assets.collecting.errors import WarehouseFailed
 from pulseguard_assets.collecting.platform import Platform
 from pulseguard_assets.collecting.polling import PollFailed
 from pulseguard_assets.definitions import build_defs
@@ -283,6 +285,41 @@ def test_a_database_that_cannot_be_reached_fails_the_tick_with_the_setting(
         sensor.tick()
 
     assert "s3cret" not in str(failure.value)
+
+
+@pytest.mark.usefixtures("swept")
+def test_a_database_that_takes_no_writes_fails_the_tick_in_a_sentence_and_costs_no_call(
+    sensor: Any, connection: psycopg.Connection
+) -> None:
+    switch = "ALTER DATABASE {} SET default_transaction_read_only = {}"
+    name = sql.Identifier(connection.info.dbname)
+    connection.execute(sql.SQL(switch).format(name, True))
+    for _ in range(3):
+        with pytest.raises(WarehouseFailed, match="takes no writes") as failure:
+            sensor.tick()
+        assert "PULSEGUARD_DATABASE_URL" in str(failure.value)
+        sensor.wait(seconds=INTERVAL_SECONDS)
+    assert sensor.provider.calls()["total"] == 0
+    connection.execute(sql.SQL(switch).format(name, False))
+
+    assert len(sensor.tick()[0].asset_events) == 1
+
+
+@pytest.mark.usefixtures("swept")
+def test_a_cursor_of_a_time_that_has_yet_to_come_does_not_stop_collection(
+    sensor: Any, connection: psycopg.Connection
+) -> None:
+    began = sensor.provider.now
+    sensor.wait(days=1)
+    _, cursor = sensor.tick()
+    assert cursor == "2025-11-23T12:03:00+00:00"
+    sensor.provider.set_clock(began)
+
+    (event,), cursor = sensor.tick()[0].asset_events, sensor.cursor
+
+    assert event.partition == NOON_HOUR
+    assert cursor == "2025-11-22T12:03:00+00:00"
+    assert count(connection) == 2 * 295
 
 
 # --- what Dagster is told of the sensor itself ---

@@ -17,6 +17,7 @@ from pulseguard_assets.assets.minute_close import minute_close_asset
 from pulseguard_assets.assets.rollups import rollup_assets
 from pulseguard_assets.automation import repair as sensor_module
 from pulseguard_assets.automation.repair import (
+    ASKED_TAG,
     LACKING_TAG,
     SENSOR,
     first_sweep_lacking,
@@ -494,6 +495,16 @@ def test_the_tick_says_how_often_it_was_in_vain_and_when_the_next_is_due(repair:
 
 
 @pytest.mark.usefixtures("collected")
+def test_an_attempt_in_vain_by_a_clock_that_was_ahead_pauses_nobody(repair: Repair) -> None:
+    repair.provider.set_clock(at("2025-11-22 12:40:00"))
+    request = repair.request()
+    tomorrow = (repair.provider.now + DAY).isoformat()
+    repair.pretend(request, dg.DagsterRunStatus.FAILURE, **{ASKED_TAG: tomorrow})
+
+    assert spanned(repair.request()) == spanned(request)
+
+
+@pytest.mark.usefixtures("collected")
 def test_a_run_that_succeeded_and_changed_nothing_was_in_vain_too(repair: Repair) -> None:
     repair.provider.set_clock(at("2025-11-22 12:40:00"))
     request = repair.request()
@@ -634,6 +645,16 @@ def test_a_first_sweep_that_fails_is_asked_for_again_ever_more_rarely(
 
     assert not first_sweep_lacking(connection, now=due - timedelta(seconds=1))
     assert first_sweep_lacking(connection, now=due)
+
+
+@pytest.mark.parametrize("status", ["running", "failed"])
+@pytest.mark.usefixtures("some_coins")
+def test_a_sweep_of_a_time_that_has_yet_to_come_is_not_waited_for(
+    connection: psycopg.Connection, status: str
+) -> None:
+    sweeps(connection, (status, "2025-11-23 12:00"))
+
+    assert first_sweep_lacking(connection, now=at("2025-11-22 12:00"))
 
 
 @pytest.mark.parametrize("coins", [300])
