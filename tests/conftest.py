@@ -64,10 +64,12 @@ class PostgresServer:
     Attributes:
         name: for instance `embedded-18`.
         dsn: its database `pulseguard`, where tests leave nothing.
+        embedded: to stop it and start it again.
     """
 
     name: str
     dsn: str
+    embedded: EmbeddedPostgres
     _templates: dict[str, str] = field(default_factory=dict)
 
     def dsn_of(self, database: str) -> str:
@@ -82,9 +84,11 @@ class PostgresServer:
         drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
         with connect(self.dsn, application_name="tests") as admin:
             admin.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
-            try:
-                yield self.dsn_of(name)
-            finally:
+        try:
+            yield self.dsn_of(name)
+        finally:
+            # By a connection of its own: a test may have ended the server in between.
+            with connect(self.dsn, application_name="tests") as admin:
                 admin.execute(drop.format(sql.Identifier(name)))
 
     def migrated_template(self) -> str:
@@ -111,17 +115,23 @@ def _new_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _run_server(name: str, installation: Path | None = None) -> Iterator[PostgresServer]:
-    with (
-        _new_folder() as folder,
-        EmbeddedPostgres(folder, installation=installation, settings=UNSAFE_BUT_FAST) as dsn,
-    ):
-        yield PostgresServer(name, dsn)
+def _run_server(
+    name: str, installation: Path | None = None, **settings: str
+) -> Iterator[PostgresServer]:
+    with _new_folder() as folder:
+        embedded = EmbeddedPostgres(
+            folder, installation=installation, settings=UNSAFE_BUT_FAST | settings
+        )
+        with embedded as dsn:
+            yield PostgresServer(name, dsn, embedded)
 
 
 @pytest.fixture(scope="session")
 def run_server() -> Callable[..., AbstractContextManager[PostgresServer]]:
-    """Return `run_server(name, installation=None)`, a context manager: a fast throw-away server."""
+    """Return `run_server(name, installation=None, **settings)`: a fast throw-away server.
+
+    It is a context manager; settings are the server's.
+    """
     return _run_server
 
 

@@ -6,6 +6,7 @@ Does not: any plan; the figures to keep to are given by whoever makes the ledger
 
 from __future__ import annotations
 
+import select
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -152,12 +153,28 @@ class Ledger:
 
     def _execute(self, statement: LiteralString, parameters: Sequence[Any]) -> Any:
         with self._lock:
+            if self._connection is not None and _ended(self._connection):
+                self._connection.close()
             if self._connection is None or self._connection.closed:
                 self._connection = self._connect()
             try:
                 return one_row(self._connection, statement, parameters)
-            except psycopg.OperationalError:
-                # A server that was restarted: the next call gets a new connection. This one is
-                # not repeated, since nobody knows whether it was counted.
+            except psycopg.Error:
+                # A server that was restarted, or a session that may only read: the next call gets
+                # a new connection. This one is not repeated, since nobody knows whether it was
+                # counted.
                 self._connection.close()
                 raise
+
+
+def _ended(connection: Connection) -> bool:
+    """Whether the server has closed a connection since it was last used.
+
+    It says nothing to one that rests, unless it ends it. So a server that was restarted between two
+    ticks fails none of them.
+    """
+    if connection.closed:
+        return True
+    said = select.poll()
+    said.register(connection.fileno(), select.POLLIN)
+    return bool(said.poll(0))

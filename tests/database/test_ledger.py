@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -174,22 +175,58 @@ def test_threads_of_one_process_never_get_more_than_the_plan_gives(
     assert sum(ledger.granted for ledger in ledgers) == 10
 
 
-def test_a_lost_connection_is_an_error_once_and_then_replaced(
+END_LEDGERS = (
+    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+    "WHERE application_name = 'pulseguard' AND datname = current_database()"
+)
+
+
+def test_a_connection_lost_at_rest_is_replaced_and_nobody_notices(
     new_ledger: LedgerFactory, connection: psycopg.Connection
 ) -> None:
     ledger = new_ledger()
     ledger.reserve(PRICES, NOW)
-    connection.execute(
-        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
-        "WHERE application_name = 'pulseguard' AND datname = current_database()"
-    )
+    connection.execute(END_LEDGERS)
 
-    with pytest.raises(psycopg.OperationalError):
-        ledger.reserve(PRICES, NOW)
+    assert granted(ledger.reserve(PRICES, NOW))
 
-    assert ledger.granted == 1
+    assert ledger.granted == usage(connection)[0] == 2
+
+
+def test_a_connection_lost_at_work_is_an_error_once_for_nobody_knows_what_was_counted(
+    new_ledger: LedgerFactory, database: str, connection: psycopg.Connection
+) -> None:
+    ledger = new_ledger()
+    ledger.reserve(PRICES, NOW)
+    failures: list[psycopg.Error] = []
+
+    def reserve() -> None:
+        try:
+            ledger.reserve(PRICES, NOW)
+        except psycopg.OperationalError as error:
+            failures.append(error)
+
+    with connect(database, application_name="other") as other, other.transaction():
+        other.execute("SELECT FROM api_budget FOR UPDATE")
+        waiting = threading.Thread(target=reserve)
+        waiting.start()
+        until_blocked(connection)
+        connection.execute(END_LEDGERS)
+        waiting.join(30)
+
+    assert len(failures) == ledger.granted == 1
     assert granted(ledger.reserve(PRICES, NOW))
     assert usage(connection)[0] == 2
+
+
+def until_blocked(connection: psycopg.Connection) -> None:
+    """Return when a session of this database waits for a lock."""
+    waits = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    while connection.execute(waits).fetchone() == (0,):
+        time.sleep(0.01)
 
 
 def test_a_closed_ledger_opens_again_when_it_is_used(new_ledger: LedgerFactory) -> None:
