@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -25,6 +27,31 @@ MAX_LINE_BYTES = 64 * 1024
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
+class _File(RotatingFileHandler):
+    """A bounded file that says once when it cannot be written, where logging prints tracebacks."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        super().__init__(
+            path, maxBytes=MAX_BYTES, backupCount=KEPT_FILES, encoding="utf-8", delay=True
+        )
+        self._say = say
+        self._failing = self._failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._failed = False
+        super().emit(record)
+        self._failing = self._failed
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        if not self._failing:
+            self._say(f"{self.baseFilename} cannot be written: {error.strerror}. Make room there.")
+        self._failed = True
+
+
 class ChildLog:
     """One child's output: `<folder>/<name>.log`, rotated, with its last lines at hand.
 
@@ -32,10 +59,16 @@ class ChildLog:
         folder: where the file lives; created if missing.
         name: the child's name.
         echo: called with every line, prefixed with the name; None keeps the screen quiet.
+        say: is told when the file cannot be written. Lines are then kept nowhere.
     """
 
     def __init__(
-        self, folder: Path, name: str, *, echo: Callable[[str], None] | None = None
+        self,
+        folder: Path,
+        name: str,
+        *,
+        echo: Callable[[str], None] | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.log"
@@ -43,9 +76,7 @@ class ChildLog:
         self._echo = echo
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._unfinished = b""
-        self._file = RotatingFileHandler(
-            self.path, maxBytes=MAX_BYTES, backupCount=KEPT_FILES, encoding="utf-8", delay=True
-        )
+        self._file = _File(self.path, say)
 
     def write(self, data: bytes) -> None:
         """Take the next bytes, in whatever pieces they come."""
@@ -72,7 +103,9 @@ class ChildLog:
         """Write what is left of an unfinished line and close the file."""
         if self._unfinished:
             self.write(b"\n")
-        self._file.close()
+        # What a full disk had no room for, which has been said.
+        with suppress(OSError):
+            self._file.close()
 
     def _write_line(self, line: str) -> None:
         line = _COLOUR.sub("", line)

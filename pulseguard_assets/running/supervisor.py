@@ -257,7 +257,7 @@ class Supervisor:
         Raises:
             ChildFailed: it ended, or did not serve in time. It is not running then.
         """
-        log = ChildLog(self._logs, spec.name, echo=self._echo)
+        log = ChildLog(self._logs, spec.name, echo=self._echo, say=self._say)
         child = self._children[spec.name] = await self._spawn(spec, log)
         self._tell(child, "starting")
         try:

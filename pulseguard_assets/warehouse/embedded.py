@@ -62,6 +62,7 @@ _SOCKET = f".s.PGSQL.{_PORT}"
 _LONGEST_SOCKET_PATH = 107
 _POLL_SECONDS = 0.05
 _REPORT_EVERY_SECONDS = 5.0
+_FULL = "No space left on device"
 
 # What a user may tune: `ALTER SYSTEM SET ...` is read after this and wins.
 _DEFAULTS: Mapping[str, str] = MappingProxyType(
@@ -322,9 +323,15 @@ class EmbeddedPostgres:
             *(f"{name} = '{value}'" for name, value in _DEFAULTS.items()),
         ]
         fresh = self._defaults_file.with_suffix(".new")
-        fresh.write_text("\n".join(lines) + "\n", "utf-8")
-        fresh.chmod(0o644)
-        fresh.replace(self._defaults_file)
+        try:
+            fresh.write_text("\n".join(lines) + "\n", "utf-8")
+            fresh.chmod(0o644)
+            fresh.replace(self._defaults_file)
+        except OSError as error:
+            raise EmbeddedPostgresError(
+                f"Cannot write {fresh}: {error.strerror}. Make room there, and see that you may "
+                "write to it."
+            ) from error
 
     def _launch(self, programs: Path, account: Account, socket_dir: Path) -> None:
         uid, gid = (account.uid, account.gid) if account.switch else (-1, -1)
@@ -362,8 +369,10 @@ class EmbeddedPostgres:
                     f"Waiting for PostgreSQL ({waited:.0f} s); after an unclean stop it first "
                     "replays its journal, which can take minutes"
                 )
+        said = self._log_tail()
+        full = f" The disk of {self.data_dir} is full: make room on it." if _FULL in said else ""
         raise EmbeddedPostgresError(
-            f"PostgreSQL ended while starting.{self._log_tail()}"
+            f"PostgreSQL ended while starting.{full}{said}"
         ) from keeper.failure
 
     def _log_tail(self) -> str:

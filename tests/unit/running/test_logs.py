@@ -60,3 +60,19 @@ def test_the_tail_is_the_last_lines_without_blank_ones(tmp_path: Path) -> None:
     assert log.tail()[-1] == "99"
     assert len(log.tail()) <= logs.TAIL_LINES
     log.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to be had here")
+def test_a_full_disk_is_said_once_without_a_traceback_and_lines_are_kept_again_after_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    kept = tmp_path / "child.log"
+    kept.symlink_to("/dev/full")
+    log = ChildLog(tmp_path, "child", say=said.append)
+    log.write(b"one\ntwo\nthree\n")
+    log.close()
+
+    assert said == [f"{kept} cannot be written: No space left on device. Make room there."]
+    assert log.tail() == ["one", "two", "three"]
+    assert capsys.readouterr().err == ""

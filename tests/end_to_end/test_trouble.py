@@ -1,0 +1,100 @@
+"""A running platform whose disk is full: it says so, and goes on when there is room."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from full_disk_support import full, make_said, said, small_disk, write_until_it_ends
+from up_support import REAL, Up, eventually
+
+from pulseguard_assets.simulator.limits import Limits
+from pulseguard_assets.simulator.server import RunningSimulator, running_simulator
+from pulseguard_assets.warehouse.embedded import running_dsn
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
+
+MINUTES = "SELECT count(DISTINCT minute_ts) FROM minute_close"
+RUNNING = "SELECT count(*) FROM collection_status WHERE status = 'running'"
+WITHIN = 200.0
+
+
+@pytest.fixture
+def provider() -> Iterator[RunningSimulator]:
+    """A simulator on loopback."""
+    with running_simulator(coins=50, limits=Limits(host="pro")) as provider:
+        yield provider
+
+
+def collecting(start: Callable[..., Up], provider: RunningSimulator) -> Up:
+    """A platform that has stored its first minute."""
+    up = start(
+        "up",
+        program=REAL,
+        PULSEGUARD_PLAN="pro",
+        PULSEGUARD_API_KEY="CG-NurFuerDieseProbe",
+        PULSEGUARD_BASE_URL=provider.url,
+        PULSEGUARD_MODE="20",
+    )
+    up.wait_until_up()
+    eventually("a first minute", lambda: up.query(MINUTES) >= 1, within=WITHIN)
+    return up
+
+
+def status(up: Up) -> tuple[int, str]:
+    """What `pulseguard status` says to a person, and its exit code."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PULSEGUARD_")}
+    done = subprocess.run(
+        [sys.executable, *REAL, "status"],
+        env={**kept, "PULSEGUARD_DATA_DIR": str(up.data_dir)},
+        cwd=up.data_dir.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.returncode, done.stdout
+
+
+@pytest.fixture
+def disk(folder: Path) -> Iterator[Path]:
+    """The data folder, on a filesystem of its own."""
+    with small_disk(folder / "data", 400) as disk:
+        yield disk
+
+
+def test_a_full_disk_is_told_of_and_everything_goes_on_when_there_is_room(
+    disk: Path, start: Callable[..., Up], provider: RunningSimulator
+) -> None:
+    up = collecting(start, provider)
+    dsn = running_dsn(up.folders.root)
+    assert dsn is not None
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        make_said(connection)
+        with full(disk):
+            acknowledged = write_until_it_ends(connection)
+            eventually("it is seen", lambda: "is full: make room on it" in up.screen, within=90)
+            code, told = status(up)
+    assert code == 2
+    assert "is full: make room on it" in told
+
+    eventually("the database is back", lambda: "The database is back" in up.screen, within=90)
+    with psycopg.connect(dsn) as connection:
+        assert said(connection) == acknowledged
+    before = up.query(MINUTES)
+    eventually("it collects", lambda: up.query(MINUTES) > before, within=WITHIN)
+    eventually("no cycle is left open", lambda: up.query(RUNNING) == 0, within=60)
+    ledger = "SELECT sum(total_calls) FROM api_usage_stats"
+    assert up.query(ledger) >= provider.calls()["total"], "no call was made that is not counted"
+    twice = "SELECT count(*) - count(DISTINCT (coin_id, minute_ts)) FROM minute_close"
+    assert up.query(twice) == 0
+    assert "Traceback" not in up.screen
+    assert up.stop(signal.SIGINT) < 20
+    assert up.code == 0
