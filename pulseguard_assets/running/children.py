@@ -23,6 +23,7 @@ DEFINITIONS = "pulseguard_assets.definitions"
 LOCATION = "pulseguard"
 CODE_SERVER = "code-server"
 SIMULATOR = "simulator"
+DAEMON = "daemon"
 
 # The default, the number of processors plus four, is 6 on a small machine: eight ticks at once
 # (dagster.yaml) would leave no thread for the web interface. Threads are made when needed.
@@ -146,7 +147,7 @@ def webserver(settings: Settings, folders: Folders, variables: Mapping[str, str]
 def daemon(folders: Folders, variables: Mapping[str, str]) -> ChildSpec:
     """The process that ticks sensors and schedules, starts queued runs and watches them."""
     return ChildSpec(
-        name="daemon",
+        name=DAEMON,
         command=(
             *(sys.executable, "-m", "dagster._daemon", "run"),
             *("--workspace", str(shipped("workspace.yaml"))),

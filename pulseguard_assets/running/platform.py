@@ -12,12 +12,15 @@ import signal
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TypeVar
+
+import psycopg
 
 from pulseguard_assets.collecting.planning import polling_by_settings
 from pulseguard_assets.running import children
 from pulseguard_assets.running.address import require_free
+from pulseguard_assets.running.clock import ClockWatch, free_dagster
 from pulseguard_assets.running.database import DatabaseHold
 from pulseguard_assets.running.instance import (
     REAL,
@@ -45,12 +48,16 @@ from pulseguard_assets.warehouse.connection import (
     ensure_dagster_schema,
 )
 from pulseguard_assets.warehouse.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from pulseguard_assets.warehouse.failures import what_failed
 from pulseguard_assets.warehouse.migrations import migrate
 from pulseguard_assets.warehouse.retention import set_retention
 
 T = TypeVar("T")
 
 _LOOK_AT_DATABASE_EVERY = 5.0
+_LOOK_AT_CLOCK_EVERY = 5.0
+# For so long after the clock was set back: the old daemon may still write what it did before.
+_FREE_DAGSTER_FOR = timedelta(minutes=2)
 _HOUSEKEEPING_EVERY = 3600.0
 # The children have stopped by then, so the server has nobody to wait for.
 _DATABASE_STOPS_WITHIN = 2.0
@@ -102,6 +109,7 @@ class _Platform:
         self._folders = Folders(settings.data_dir)
         self._embedded: EmbeddedPostgres | None = None
         self._hold: DatabaseHold | None = None
+        self._dsn = ""
         self._supervisor: Supervisor | None = None
         self._processes = ProcessFile(self._folders, screen.say)
 
@@ -183,6 +191,7 @@ class _Platform:
             dsn = await asyncio.to_thread(self._embedded.start)
         else:
             dsn = self._settings.database_url.get_secret_value()
+        self._dsn = dsn
         self._hold = DatabaseHold(dsn)
         stack.callback(self._hold.release)
         await asyncio.to_thread(self._hold.acquire)
@@ -196,6 +205,8 @@ class _Platform:
         dagster_role = ensure_dagster_schema(dsn)
         with connect(dsn) as connection:
             set_retention(connection, self._settings.keep_overrides)
+            # The clock of this machine may have been set right while nothing ran.
+            free_dagster(connection, datetime.now(timezone.utc))
         return applied, dagster_role
 
     def _specs(self, dsn: str, dagster_role: str | None) -> list[ChildSpec]:
@@ -220,6 +231,7 @@ class _Platform:
                 self._supervisor.run(stop),
                 guardian.keep(),
                 self._watch_database(),
+                self._watch_clock(),
                 self._keep_house(),
             )
         ]
@@ -241,10 +253,12 @@ class _Platform:
             await asyncio.sleep(_LOOK_AT_DATABASE_EVERY)
             try:
                 lost = await asyncio.to_thread(self._restore_database)
-            except (DatabaseUnavailable, EmbeddedPostgresError) as error:
-                if str(error) != complaint:
-                    complaint = str(error)
-                    self._screen.say(f"The database is away, trying on: {complaint}")
+            except (DatabaseUnavailable, EmbeddedPostgresError, psycopg.Error, OSError) as error:
+                said = what_failed(error) if isinstance(error, psycopg.Error) else str(error)
+                # What a server said before it ended follows in further lines, with the time.
+                if said.splitlines()[0] != complaint:
+                    complaint = said.splitlines()[0]
+                    self._screen.say(f"The database is away, trying on: {said}")
                 continue
             if lost:
                 self._screen.say("The database is back")
@@ -257,6 +271,31 @@ class _Platform:
             self._screen.say("The embedded PostgreSQL has ended; starting it again")
             self._embedded.start()
         return self._hold.verify()
+
+    async def _watch_clock(self) -> None:
+        """Let sensors and schedules go on when the clock was set back."""
+        assert self._supervisor is not None  # noqa: S101 - set by _start
+        watch, since = ClockWatch(), _FREE_DAGSTER_FOR
+        while True:
+            await asyncio.sleep(_LOOK_AT_CLOCK_EVERY)
+            since += timedelta(seconds=_LOOK_AT_CLOCK_EVERY)
+            back = watch.set_back()
+            if back is not None:
+                since = timedelta(0)
+                self._screen.say(
+                    f"The clock was set back by {back // timedelta(seconds=1)} s; the daemon is "
+                    "restarted so that sensors and schedules do not wait for that time"
+                )
+                # It measures its pauses by the time of day.
+                self._supervisor.replace(children.DAEMON)
+            if since < _FREE_DAGSTER_FOR:
+                # That the database is away is said by whoever watches it.
+                with suppress(DatabaseUnavailable, psycopg.Error):
+                    await asyncio.to_thread(self._free_dagster)
+
+    def _free_dagster(self) -> None:
+        with connect(self._dsn) as connection:
+            free_dagster(connection, datetime.now(timezone.utc))
 
     async def _keep_house(self) -> None:
         while True:
