@@ -32,6 +32,8 @@ _OFTEN = timedelta(seconds=60)
 # The scheduler wakes every minute and then tries a failed tick again.
 _TRIED_AGAIN_AFTER = timedelta(seconds=90)
 _LEAST_SILENCE = timedelta(seconds=60)
+# What lies further ahead was written by a clock that has been set back since.
+_CLOCKS_DIFFER = timedelta(seconds=60)
 _CRON_PATIENCE = timedelta(minutes=5)
 # Ticks that did nothing are kept so long, by dagster.yaml: what is older may just be gone.
 _TICKS_KEPT = timedelta(days=7)
@@ -236,6 +238,15 @@ def _never_switched_on(case: _Case) -> Finding | None:
 
 def _stale(case: _Case) -> Finding | None:
     since, newest = case.watched_from, case.ticks[0]
+    if newest.at - case.now > _CLOCKS_DIFFER:
+        return _finding(
+            case,
+            "STALE",
+            "does not tick",
+            f"Its last tick was at {_clock(newest.at, case.now)}, which has yet to come: the clock "
+            "was set back, and Dagster waits for that time. `pulseguard up` frees it in a minute, "
+            "and at its start.",
+        )
     # One that has begun either ends or hangs.
     if since is None or newest.status == "STARTED":
         return None

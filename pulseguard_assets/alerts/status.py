@@ -8,6 +8,7 @@ Neither Dagster nor polars nor Apprise is imported: a container asks every half 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Literal
@@ -28,7 +29,7 @@ from pulseguard_assets.alerts.status_facts import (
     Status,
     Trouble,
 )
-from pulseguard_assets.alerts.status_reading import NOT_THERE, read_database
+from pulseguard_assets.alerts.status_reading import CLOCKS_DIFFER, NOT_THERE, read_database
 from pulseguard_assets.coingecko.planner import PlanCannotPay
 from pulseguard_assets.collecting.planning import expected_cadence, polling_by_settings
 from pulseguard_assets.running.instance import REAL, SIMULATED, Folders
@@ -50,6 +51,8 @@ RESTART_TAKES = timedelta(seconds=60)
 # In cadences of the polls; with a minute for the poll itself.
 CLOSES_LATE, CLOSES_GONE = 2, 5
 _MARGIN = timedelta(minutes=1)
+# Two segments of its journal: with less, PostgreSQL ends.
+_JOURNAL_BYTES = 32 * 1024 * 1024
 
 # Without these nothing is collected.
 _VITAL = ("code-server", "daemon")
@@ -281,18 +284,37 @@ def _database_troubles(
     processes: Sequence[ProcessStatus] | None,
 ) -> Iterator[Trouble]:
     if facts.answers:
+        if facts.takes_no_writes:
+            yield Trouble(
+                DOWN,
+                "the database takes no writes",
+                f"{where} is a standby, or default_transaction_read_only is on. Nothing can be "
+                "collected.",
+                "Name the primary in PULSEGUARD_DATABASE_URL, or have the setting switched off",
+            )
         return
     if settings.database_url is not None:
         do = "See that its server runs, and that PULSEGUARD_DATABASE_URL is right."
     elif processes and processes[0].condition != "gone":
         do = (
-            "`pulseguard up` starts it again by itself; why it ended is in "
-            f"{settings.data_dir / 'postgres' / 'log'}"
+            f"{_room_needed(settings)}`pulseguard up` starts it again by itself; why it ended is "
+            f"in {settings.data_dir / 'postgres' / 'log'}"
         )
     else:
         # It lives and dies with the platform, of which that has been said.
         return
     yield Trouble(DOWN, "the database does not answer", f"{where}: {facts.complaint}.", do)
+
+
+def _room_needed(settings: Settings) -> str:
+    """That the disk is full, if it is. PostgreSQL cannot start where no journal fits."""
+    try:
+        free = shutil.disk_usage(settings.data_dir).free
+    except OSError:
+        return ""
+    if free >= _JOURNAL_BYTES:
+        return ""
+    return f"The disk of {settings.data_dir} is full: make room on it. "
 
 
 def _heartbeat_troubles(
@@ -302,14 +324,22 @@ def _heartbeat_troubles(
     now: datetime,
 ) -> Iterator[Trouble]:
     daemon = [each.pid for each in processes or () if each.name == "daemon" and each.alive]
-    if facts.heartbeats is None or (processes is not None and not daemon):
-        # It cannot be told, or has been told: there is no daemon to give any.
+    if facts.heartbeats is None or (processes is not None and not daemon) or facts.takes_no_writes:
+        # It cannot be told, or has been told: there is no daemon to give any, or none can be kept.
         return
     if not facts.heartbeats:
         yield Trouble(DOWN, "no daemon has ever reported", None, _how_to_start(settings))
         return
     newest = max(each.at for each in facts.heartbeats)
-    if now - newest > HEARTBEAT_DEAD:
+    if newest - now > CLOCKS_DIFFER:
+        yield Trouble(
+            DEGRADED,
+            "the clock was set back",
+            f"The daemon's last sign of life is of {clock(newest, now)}, which has yet to come; it "
+            "waits for that time.",
+            "`pulseguard up` restarts the daemon by itself. If it does not run, restart it by hand",
+        )
+    elif now - newest > HEARTBEAT_DEAD:
         yield Trouble(
             DOWN,
             f"the daemon is dead (since {clock(newest, now)})",

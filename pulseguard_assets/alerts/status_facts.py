@@ -180,6 +180,7 @@ class DatabaseFacts:
     Attributes:
         answers: whether it told anything.
         complaint: why it did not, without a full stop and without a password.
+        takes_no_writes: whether it can only be read.
         unread: parts that could not be read, with the reason.
         watching_since: since when the watchdog has been ticking without a gap, UTC.
         tolerance: the cadence of polls, at least 5 minutes, as whoever polls has written it down.
@@ -188,6 +189,7 @@ class DatabaseFacts:
 
     answers: bool = False
     complaint: str | None = None
+    takes_no_writes: bool | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
     closes: tuple[CloseStatus, ...] = ()
     heartbeats: tuple[Heartbeat, ...] | None = None

@@ -52,6 +52,8 @@ from pulseguard_assets.warehouse.ledger import spent_this_month
 
 # Why a table could not be read: there is none.
 NOT_THERE = "it is not there; `pulseguard migrate` makes it"
+# The clocks of those who write and of whoever looks.
+CLOCKS_DIFFER = timedelta(minutes=1)
 # Times the number of parts it is less than the patience: should all tables be locked.
 _LOCK_TIMEOUT = timedelta(milliseconds=120)
 
@@ -169,11 +171,17 @@ def _reason(error: psycopg.Error) -> str:
 # --- the parts ---
 
 
-def _newest(timeframe: Timeframe, connection: Connection, _: datetime) -> CloseStatus:
-    statement = sql.SQL("SELECT max({}) FROM {}").format(
-        sql.Identifier(timeframe.label), sql.Identifier("public", timeframe.table)
+def _takes_no_writes(connection: Connection, _: datetime) -> bool:
+    """Whether it is a standby, or was made read-only."""
+    return connection.execute("SHOW transaction_read_only").fetchone() == ("on",)
+
+
+def _newest(timeframe: Timeframe, connection: Connection, now: datetime) -> CloseStatus:
+    """The newest label; one of the future is no sign that anything is collected."""
+    statement = sql.SQL("SELECT max({label}) FROM {table} WHERE {label} <= %s").format(
+        label=sql.Identifier(timeframe.label), table=sql.Identifier("public", timeframe.table)
     )
-    row = connection.execute(statement).fetchone()
+    row = connection.execute(statement, (now + CLOCKS_DIFFER,)).fetchone()
     return CloseStatus(timeframe.table, row[0] if row else None)
 
 
@@ -257,6 +265,7 @@ _TABLES = tuple(timeframe.table for timeframe in TIMEFRAMES)
 
 # By the names of `DatabaseFacts`, the tables apart. What the verdict needs comes first.
 _PARTS: Mapping[str, Part] = {
+    "takes_no_writes": _takes_no_writes,
     "heartbeats": _heartbeats,
     **{timeframe.table: partial(_newest, timeframe) for timeframe in TIMEFRAMES},
     "tolerance": _tolerance,

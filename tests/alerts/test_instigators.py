@@ -449,3 +449,18 @@ def test_a_person_reads_what_is_not_done_and_since_when() -> None:
     assert stopped.title == "it is switched off"
     assert (stopped.explained_by, stopped.severity) == ((), "error")
     assert "until it is switched on again" in stopped.message
+
+
+# --- the clock ---
+
+
+@pytest.mark.parametrize("watched", [sensor(), schedule()], ids=["sensor", "schedule"])
+@pytest.mark.parametrize("since", [LONG_AGO, None])
+def test_one_that_ticked_in_a_time_yet_to_come_waits_for_it_and_is_stale(
+    watched: Watched, since: datetime | None
+) -> None:
+    found = only(watched, tick(-3600), since=since)
+
+    assert found.kind == "STALE"
+    assert "at 13:00 UTC, which has yet to come: the clock was set back" in found.message
+    assert kind(watched, tick(-59), since=NOON) is None, "clocks differ by so much"

@@ -319,6 +319,43 @@ def test_a_daemon_without_a_heartbeat_for_45_s_is_dead(
         assert f"kill -KILL {os.getpid()}" in status.problems[0]
 
 
+@pytest.mark.parametrize("back", [timedelta(minutes=30), timedelta(days=1)])
+def test_a_clock_that_was_set_back_is_no_sign_that_all_is_well(
+    take: Take, here: Here, back: timedelta
+) -> None:
+    """Everything was signed, ticked and stored in a time that has yet to come."""
+    here(started=ago(days=3))
+
+    status = take(now=NOW - back)
+
+    assert status.level == 2
+    told = "\n".join(status.problems)
+    assert "the clock was set back" in told
+    assert f"{SENSOR} does not tick" in told
+    # Of the closes, only that of an hour ago is not of the future, if that.
+    newest = next(each.newest for each in status.closes if each.table == "minute_close")
+    assert newest is None or newest <= NOW - back
+
+
+def test_a_database_that_can_only_be_read_is_told_so_and_nobody_is_sent_to_kill_the_daemon(
+    take: Take, here: Here, connection: psycopg.Connection
+) -> None:
+    here()
+    connection.execute("UPDATE dagster.daemon_heartbeats SET timestamp = %s", (ago(hours=1),))
+    connection.execute(
+        psycopg.sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(
+            psycopg.sql.Identifier(connection.info.dbname)
+        )
+    )
+
+    status = take()
+
+    assert status.level == 2
+    assert status.headline.startswith("PulseGuard is down: the database takes no writes")
+    assert "PULSEGUARD_DATABASE_URL" in status.problems[0]
+    assert "kill" not in "".join(status.problems)
+
+
 def test_the_gravest_comes_first(take: Take, here: Here, connection: psycopg.Connection) -> None:
     here(webserver=gone)
     connection.execute("UPDATE dagster.daemon_heartbeats SET timestamp = %s", (ago(hours=1),))
