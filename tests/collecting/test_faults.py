@@ -184,8 +184,8 @@ def brief(kind: str) -> dict[str, Any]:
 def test_after_a_fault_the_tables_are_the_truth_that_could_be_had(world: World, kind: str) -> None:
     """It lasts over the end of an hour; what it is not about is stored, and then all of it."""
     rule = world.provider.fault(kind, **brief(kind))
-    world.sweep()
     world.minutes(1)
+    world.sweep()
     if "every" in KINDS[kind].defaults:
         world.provider.clear_faults(rule["id"])
         world.provider.fault(kind, every=3)
