@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +15,24 @@ from promises import Promise, promises_in
 CHECKOUT = Path(__file__).resolve().parents[2]
 COLLECT = (sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider")
 PROMISES = promises_in((CHECKOUT / "README.md").read_text(encoding="utf-8"))
+
+
+def defined_again(mutant: Mutant) -> list[str]:
+    """Later migrations that replace the function in question: broken here, nothing would be."""
+    path = CHECKOUT / mutant.file
+    before = path.read_text(encoding="utf-8").partition(mutant.old)[0]
+    *_, latest = [
+        None,
+        *re.finditer(r"^CREATE (?:OR REPLACE )?FUNCTION (\w+)\(", before, re.MULTILINE),
+    ]
+    if path.parent.name != "sql" or latest is None or "$$;" in before[latest.start() :]:
+        return []
+    again = re.compile(rf"^CREATE (?:OR REPLACE )?FUNCTION {latest[1]}\(", re.MULTILINE)
+    return [
+        later.name
+        for later in sorted(path.parent.glob("*.sql"))
+        if later.name > path.name and again.search(later.read_text(encoding="utf-8"))
+    ]
 
 
 def words(promise: Promise) -> str:
@@ -66,6 +85,7 @@ def test_a_mutant_breaks_a_promise_where_the_rule_is_written(mutant: Mutant) -> 
     assert mutant.promise in map(words, PROMISES)
     assert mutant.killers
     assert (CHECKOUT / mutant.file).read_text(encoding="utf-8").count(mutant.old) == 1
+    assert defined_again(mutant) == []
 
 
 def test_mutants_are_told_apart_by_their_names() -> None:
