@@ -253,20 +253,22 @@ def test_children_stop_before_those_they_need(child: MakeSpec, tmp_path: Path) -
 def test_a_child_that_will_not_stop_takes_no_time_of_the_others(
     child: MakeSpec, tmp_path: Path
 ) -> None:
-    ready = tmp_path / "ready"
-    stubborn = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-        f"open({str(ready)!r}, 'w').close(); time.sleep(60)"
-    )
+    def taking(name: str, seconds: float, *needs: str) -> ChildSpec:
+        ready = tmp_path / f"{name}-ready"
+        code = (
+            "import os, signal, time\n"
+            f"signal.signal(signal.SIGTERM, lambda *_: (time.sleep({seconds}), os._exit(0)))\n"
+            f"open({str(ready)!r}, 'w').close()\n"
+            "time.sleep(60)"
+        )
+        return child(code, name=name, probe=file_probe(ready), needs=needs)
 
     async def scenario() -> list[str]:
-        rules = Rules(stop_within=3, stop_apart=0.1, probe_every_starting=0.02)
+        rules = Rules(stop_within=4, stop_apart=0.1, probe_every_starting=0.02)
         async with supervising(tmp_path, rules) as (supervisor, heard):
-            await supervisor.start(child(SLEEP, name="needed"))
-            await supervisor.start(child(SLEEP, name="apart"))
-            await supervisor.start(
-                child(stubborn, name="stubborn", probe=file_probe(ready), needs=("needed",))
-            )
+            await supervisor.start(taking("needed", 0.5))
+            await supervisor.start(taking("apart", 0.5))
+            await supervisor.start(taking("stubborn", 60, "needed"))
         return heard.sentences
 
     assert asyncio.run(scenario()) == ["stubborn did not stop in time and was killed"]
