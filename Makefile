@@ -35,7 +35,7 @@ test: setup ## Run all tests but the long ones
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 soak: setup ## Run the long tests
-	$(BIN)/pytest -m soak --timeout 3600
+	$(BIN)/pytest -m soak -n $(WORKERS) --dist loadfile --no-loadscope-reorder --timeout 3600
 
 mutants: setup ## Break one rule after the other, and see a test turn red for each
 	$(BIN)/python tests/mutants/run.py

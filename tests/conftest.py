@@ -45,7 +45,10 @@ UNSAFE_BUT_FAST = {
 _BY_LENGTH = {
     name: place
     for place, name in enumerate(
-        ("test_alerts.py", "test_collecting.py", "test_backfill.py", "test_up.py")
+        (
+            *("test_crashes.py", "test_alerts.py", "test_faults.py", "test_security.py"),
+            *("test_collecting.py", "test_backfill.py", "test_trouble.py", "test_up.py"),
+        )
     )
 }
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -92,9 +93,20 @@ def _now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def test_every_trouble_is_told_once_by_its_name_and_ends_by_itself(
-    start: Callable[..., Up], browser: Browser
-) -> None:
+@dataclass(frozen=True)
+class Trouble:
+    """A platform with four sensors in trouble, its provider, and whom it tells."""
+
+    up: Up
+    provider: RunningSimulator
+    hook: Sink
+    mail: Sink
+    begun: datetime
+
+
+@pytest.fixture
+def trouble(start: Callable[..., Up]) -> Iterator[Trouble]:
+    """It has collected a first minute."""
     with (
         running_simulator(coins=50, limits=Limits(host="pro")) as provider,
         serving_webhook() as hook,
@@ -103,15 +115,34 @@ def test_every_trouble_is_told_once_by_its_name_and_ends_by_itself(
     ):
         begun = _now()
         eventually("a first minute", lambda: up.query(MINUTES) >= 1)
-        stopped = _switch_off(browser, up, "stoppable")
-        _each_is_named(up, begun, stopped)
-        _the_provider_goes_down(up, browser, provider, hook, mail)
-        # Meanwhile it comes back: what is over is told when it has been so for three minutes.
-        _the_daemon_is_gone(up, browser)
-        _the_recovery_is_told(hook, mail)
-        _a_channel_is_down(up, browser, hook)
-        _a_hundred_failures_are_one_incident(up, hook)
-        _a_person_can_read_it(up, browser, hook, mail)
+        yield Trouble(up, provider, hook, mail, begun)
+
+
+def test_each_failing_sensor_is_named_and_an_outage_is_seen_red_and_told(
+    trouble: Trouble, browser: Browser
+) -> None:
+    up, hook, mail = trouble.up, trouble.hook, trouble.mail
+    _each_is_named(up, trouble.begun, _switch_off(browser, up, "stoppable"))
+    _the_provider_goes_down(up, trouble.provider, hook, mail)
+    _it_is_seen_red_and_its_incident_open(up, browser)
+    _a_person_can_read_it(up, browser, hook, mail)
+
+
+@pytest.mark.soak
+def test_every_trouble_is_told_once_by_its_name_and_ends_by_itself(
+    trouble: Trouble, browser: Browser
+) -> None:
+    up, hook, mail = trouble.up, trouble.hook, trouble.mail
+    _each_is_named(up, trouble.begun, _switch_off(browser, up, "stoppable"))
+    _the_provider_goes_down(up, trouble.provider, hook, mail)
+    _it_is_told_once(up, hook, mail)
+    trouble.provider.clear_faults()
+    # Meanwhile it comes back: what is over is told when it has been so for three minutes.
+    _the_daemon_is_gone(up, browser)
+    _the_recovery_is_told(hook, mail)
+    _a_channel_is_down(up, browser, hook)
+    _a_hundred_failures_are_one_incident(up, hook)
+    _a_person_can_read_it(up, browser, hook, mail)
 
 
 def _each_is_named(up: Up, begun: datetime, stopped: datetime) -> None:
@@ -128,9 +159,7 @@ def _each_is_named(up: Up, begun: datetime, stopped: datetime) -> None:
     assert found.keys() == since.keys(), "nothing else is wrong, and none has two names"
 
 
-def _the_provider_goes_down(
-    up: Up, browser: Browser, provider: RunningSimulator, hook: Sink, mail: Sink
-) -> None:
+def _the_provider_goes_down(up: Up, provider: RunningSimulator, hook: Sink, mail: Sink) -> None:
     # Of prices alone: at midnight the coins are swept too, and that run would be an incident more.
     provider.fault("server_error", status=503, endpoint="simple_price")
     down = _now()
@@ -139,7 +168,9 @@ def _the_provider_goes_down(
     assert _open(up)[PRICES][0] - down <= timedelta(minutes=3)
     for sink in (hook, mail):
         eventually("told", lambda sink=sink: _messages(sink, "coingecko_price_sensor"), within=60)  # type: ignore[misc]
-    _it_is_seen_red_and_its_incident_open(up, browser)
+
+
+def _it_is_told_once(up: Up, hook: Sink, mail: Sink) -> None:
     rounds = up.rows("SELECT rounds FROM incidents WHERE cause = %s", PRICES)[0][0]
     eventually(
         "two more rounds of it",
@@ -151,7 +182,6 @@ def _the_provider_goes_down(
     assert not {cause for cause in _open(up) if cause.split(":")[0] not in ("sensor", "check")}
     for sink in (hook, mail):
         assert len(_messages(sink, "coingecko_price_sensor")) == 1, sink.titles()
-    provider.clear_faults()
 
 
 def _it_is_seen_red_and_its_incident_open(up: Up, browser: Browser) -> None:
