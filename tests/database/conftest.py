@@ -12,7 +12,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
+from pulseguard_assets.cli import main
 from pulseguard_assets.warehouse.connection import connect
 
 DEBIAN = sorted(Path("/usr/lib/postgresql").glob("1[5-8]"))
@@ -56,3 +58,17 @@ def undone_or_own(
     else:
         with one_database.transaction(force_rollback=True):
             yield one_database
+
+
+@pytest.fixture
+def pulseguard(
+    only_our_settings: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str]]:
+    """`pulseguard(dsn, "roles")`: exit code and output."""
+
+    def run(dsn: str, *arguments: str) -> tuple[int, str]:
+        monkeypatch.setenv("PULSEGUARD_DATABASE_URL", dsn)
+        done = CliRunner().invoke(main, arguments)
+        return done.exit_code, done.output
+
+    return run

@@ -14,7 +14,6 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy
-from click.testing import CliRunner
 from closes_support import add_coins, clean_up, ensure, one, put, seen_at, utc
 from psycopg import sql
 from roles_support import (
@@ -28,7 +27,6 @@ from roles_support import (
     refusal,
 )
 
-from pulseguard_assets.cli import main
 from pulseguard_assets.resources import shipped
 from pulseguard_assets.running.database import DatabaseHold
 from pulseguard_assets.running.instance import AlreadyRunning
@@ -432,20 +430,6 @@ def test_a_second_platform_of_another_login_is_told_who_is_there(in_use: str) ->
         pytest.raises(AlreadyRunning, match=r"\(pulseguard up, process \d+ on [^,]+\)"),
     ):
         DatabaseHold(as_login(in_use, OWNER)).acquire()
-
-
-@pytest.fixture
-def pulseguard(
-    only_our_settings: None, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str]]:
-    """`pulseguard(dsn, "roles")`: exit code and output."""
-
-    def run(dsn: str, *arguments: str) -> tuple[int, str]:
-        monkeypatch.setenv("PULSEGUARD_DATABASE_URL", dsn)
-        done = CliRunner().invoke(main, arguments)
-        return done.exit_code, done.output
-
-    return run
 
 
 def test_a_reader_who_wants_to_collect_is_told_what_that_takes(

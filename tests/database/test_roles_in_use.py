@@ -7,7 +7,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from click.testing import CliRunner
 from closes_support import Background, one
 from psycopg import sql
 from roles_support import (
@@ -17,14 +16,14 @@ from roles_support import (
     owners,
 )
 
-from pulseguard_assets.cli import main
 from pulseguard_assets.warehouse.connection import connect, ensure_dagster_schema
 from pulseguard_assets.warehouse.roles import ROLES, RolesRefused, install_roles
 
 
 @pytest.fixture(autouse=True)
 def no_roles(postgres: Any) -> Iterator[None]:
-    """None of our roles on the server, after what another test leaves."""
+    """None of our roles on the server, whatever tests of other files leave, and none is left."""
+    drop_roles(postgres.dsn)
     yield
     drop_roles(postgres.dsn)
 
@@ -165,20 +164,6 @@ def test_whoever_may_not_is_told_what_an_administrator_has_to_run(
 
 
 # --- the command line ---
-
-
-@pytest.fixture
-def pulseguard(
-    only_our_settings: None, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str]]:
-    """`pulseguard(dsn, "roles")`: exit code and output."""
-
-    def run(dsn: str, *arguments: str) -> tuple[int, str]:
-        monkeypatch.setenv("PULSEGUARD_DATABASE_URL", dsn)
-        done = CliRunner().invoke(main, arguments)
-        return done.exit_code, done.output
-
-    return run
 
 
 def test_the_command_says_what_each_role_is_for_and_which_are_new(
