@@ -1,7 +1,8 @@
 """Dagster's own tables: what may go from them, and that the partition status stays true.
 
 Belongs here: every statement about tables of Dagster, which are no public interface (tried on
-dagster 1.13; `tests/platform/test_housekeeping.py` holds their shape). Does not: when it is done.
+dagster 1.13; `tests/platform/on_postgres/test_housekeeping.py` holds their shape).
+Does not: when it is done.
 
 Dagster deletes nothing but ticks. A run leaves some 17 event rows, a poll one, so:
 

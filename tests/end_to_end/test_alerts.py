@@ -6,18 +6,15 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any
 
 import pytest
 from alerts_support import Sink, serving_mailbox, serving_webhook
 from playwright.sync_api import Browser, expect
-from up_support import ARTEFACTS, REAL, STAND_IN, Up, eventually, keep_picture, open_page
+from up_support import ARTEFACTS, STAND_IN, Up, eventually, keep_picture, open_page
 
 from pulseguard_assets.simulator.limits import Limits
 from pulseguard_assets.simulator.server import RunningSimulator, running_simulator
@@ -62,22 +59,6 @@ def _open(up: Up) -> dict[str, tuple[datetime, int]]:
 def _messages(sink: Sink, *words: str) -> list[str]:
     """Titles of what a sink has received that have all these words."""
     return [title for title in sink.titles() if all(word in title for word in words)]
-
-
-def _status(up: Up) -> tuple[int, dict[str, Any]]:
-    """What `pulseguard status --json` says, and its exit code."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("PULSEGUARD_")}
-    done = subprocess.run(
-        [sys.executable, *REAL, "status", "--json"],
-        env={**kept, "PULSEGUARD_DATA_DIR": str(up.data_dir)},
-        cwd=up.data_dir.parent,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, json.loads(done.stdout)
 
 
 def _switch_off(browser: Browser, up: Up, sensor: str) -> datetime:
@@ -222,9 +203,9 @@ def _a_channel_is_down(up: Up, browser: Browser, hook: Sink) -> None:
         "WHERE sent_at IS NULL AND dropped_at IS NULL AND attempts > 0"
     )
     assert up.query(waiting) >= 1
-    code, status = _status(up)
+    code, status = up.status("--json")
     assert code == 1
-    assert "json (1)" in json.dumps(status)
+    assert "json (1)" in json.dumps(json.loads(status))
     hook.accepting = True
     eventually("it arrives", lambda: _messages(hook, "close_repair_sensor"), within=300)
     assert len(_messages(hook, "close_repair_sensor")) == 1
@@ -236,7 +217,7 @@ def _the_daemon_is_gone(up: Up, browser: Browser) -> None:
     up.process.send_signal(signal.SIGSTOP)
     os.kill(daemon, signal.SIGKILL)
     killed = _now()
-    eventually("the status is down", lambda: _status(up)[0] == 2, within=75)
+    eventually("the status is down", lambda: up.status()[0] == 2, within=75)
     assert _now() - killed <= timedelta(seconds=60)
     page = open_page(browser, up, "/deployment/daemons")
     expect(page.get_by_text("Running").first).to_be_visible()

@@ -32,7 +32,7 @@ from crashes_support import (
     temporary_files,
     utc_now,
 )
-from up_support import REAL, Up, eventually
+from up_support import PATIENCE, REAL, Up, eventually
 
 from pulseguard_assets.simulator.market import Market
 from pulseguard_assets.timeframes import TIMEFRAMES
@@ -118,6 +118,9 @@ VICTIMS: dict[str, Callable[[Demo], list[psutil.Process]]] = {
 MINUTES = "SELECT count(DISTINCT minute_ts) FROM minute_close"
 BACKFILLS = "SELECT count(*) FROM dagster.bulk_actions WHERE status IN ('REQUESTED', 'CANCELING')"
 STOPS_WITHIN = 10.0
+# Of backfills one run at a time; one that was killed while it started holds that place until the
+# instance gives it up (`run_monitoring` in dagster.yaml).
+RUN_WITHIN = 180.0 + 2 * 30.0 + PATIENCE
 
 
 @pytest.mark.soak
@@ -171,7 +174,7 @@ class Rounds:
         with load.going_on(), demo.collector() as collector:
             puts = load.acknowledged + self._luck.randrange(1, 30)
             eventually("puts are confirmed", lambda: load.acknowledged > puts)
-            eventually(f"there is {victim}", lambda: VICTIMS[victim](demo))
+            eventually(f"there is {victim}", lambda: self._found(victim), within=RUN_WITHIN)
             self._memory.look()
             counted = demo.calls_counted()
             kill(VICTIMS[victim](demo))
@@ -185,6 +188,11 @@ class Rounds:
             assert "Traceback" not in said, said
         with connect(running_dsn(self._data) or "") as connection:
             self._check(connection)
+
+    def _found(self, victim: str) -> list[psutil.Process]:
+        """The processes to kill; asks for runs anew should those asked for be over already."""
+        self._ask_for_runs()
+        return VICTIMS[victim](self._demo)
 
     def _ask_for_runs(self) -> None:
         """Take a few hours, or days, from history, unless some are being taken."""
@@ -237,8 +245,7 @@ class Rounds:
         assert up.query("SELECT sum(total_calls) FROM api_usage_stats") >= calls > 0
 
     def _stop_under_load(self) -> None:
-        self._ask_for_runs()
-        eventually("there is a run", self._demo.runs)
+        eventually("there is a run", lambda: self._found("a run"), within=RUN_WITHIN)
         with self._load.going_on(), self._demo.collector() as collector:
             took = self._demo.up.stop(signal.SIGINT)
             collector.communicate(timeout=120)

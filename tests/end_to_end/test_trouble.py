@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,22 +44,6 @@ def collecting(start: Callable[..., Up], provider: RunningSimulator) -> Up:
     return up
 
 
-def status(up: Up) -> tuple[int, str]:
-    """What `pulseguard status` says to a person, and its exit code."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("PULSEGUARD_")}
-    done = subprocess.run(
-        [sys.executable, *REAL, "status"],
-        env={**kept, "PULSEGUARD_DATA_DIR": str(up.data_dir)},
-        cwd=up.data_dir.parent,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "Traceback" not in done.stdout + done.stderr
-    return done.returncode, done.stdout
-
-
 @pytest.fixture
 def disk(folder: Path) -> Iterator[Path]:
     """The data folder, on a filesystem of its own."""
@@ -84,7 +65,7 @@ def test_a_full_disk_is_told_of_and_everything_goes_on_when_there_is_room(
             # Between two tries to start, the server may be there for a moment.
             eventually(
                 "the status is down, and says why",
-                lambda: (told := status(up))[0] == 2 and "is full: make room on it" in told[1],
+                lambda: (told := up.status())[0] == 2 and "is full: make room on it" in told[1],
                 within=90,
             )
 

@@ -50,12 +50,11 @@ class Up:
         self.screen_file = data_dir.parent / f"{data_dir.name}-screen-{uuid.uuid4().hex}.txt"
         # Handed on to every process below, however deep.
         self._mark = uuid.uuid4().hex
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("PULSEGUARD_")}
         with self.screen_file.open("wb") as screen:
             self.process = subprocess.Popen(
                 [sys.executable, *program, *arguments, "--port", str(self.port)],
                 env={
-                    **kept,
+                    **_environment(),
                     "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
                     "MARK_OF_THIS_TEST": self._mark,
                     "PULSEGUARD_DATA_DIR": str(data_dir),
@@ -142,11 +141,30 @@ class Up:
         before = self.ticks()
         eventually(f"more ticks than {before}", lambda: self.ticks() > before >= 0)
 
+    def status(self, *options: str) -> tuple[int, str]:
+        """The exit code of `pulseguard status`, and what it says; settings come from the folder."""
+        done = subprocess.run(
+            [sys.executable, *REAL, "status", *options],
+            env={**_environment(), "PULSEGUARD_DATA_DIR": str(self.data_dir)},
+            cwd=self.data_dir.parent,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.returncode, done.stdout
+
     def stop(self, signum: int) -> float:
         begun = time.monotonic()
         self.process.send_signal(signum)
         self.process.wait(60)
         return time.monotonic() - begun
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, without settings of PulseGuard that it may have."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("PULSEGUARD_")}
 
 
 def free_port() -> int:

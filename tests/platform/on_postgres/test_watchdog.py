@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
@@ -11,7 +11,7 @@ import dagster as dg
 import psycopg
 import pytest
 from dagster._core.scheduler.instigation import InstigatorStatus
-from watching_support import MINUTE, Sink, World, instance_on
+from watching_support import MINUTE, Sink, World
 
 from pulseguard_assets.alerts import watch_list
 from pulseguard_assets.alerts.instigators import WATCHDOG
@@ -28,20 +28,6 @@ from pulseguard_assets.simulator.server import RunningSimulator
 
 OUTAGE = f"sensor:{SENSOR}:FAILING"
 ALL_WELL = "Looked: no incident is open."
-
-
-@pytest.fixture
-def database(postgres: Any, database_with_dagster: str) -> Iterator[str]:
-    """A database with the product's tables and Dagster's."""
-    with postgres.new_database(database_with_dagster) as dsn:
-        yield dsn
-
-
-@pytest.fixture
-def instance(database: str) -> Iterator[dg.DagsterInstance]:
-    """A Dagster instance on `database`."""
-    with instance_on(database) as instance:
-        yield instance
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ PARTITIONS = {
 
 
 @pytest.fixture(scope="module")
-def prepared(postgres: Any) -> Iterator[str]:
+def database_with_dagster(postgres: Any) -> Iterator[str]:
     """The name of a migrated database that has Dagster's tables as well."""
     with postgres.new_database(postgres.migrated_template()) as dsn:
         with connect(dsn) as connection:
@@ -63,20 +63,6 @@ def prepared(postgres: Any) -> Iterator[str]:
         with instance_on(dsn):
             pass
         yield name
-
-
-@pytest.fixture
-def database(postgres: Any, prepared: str) -> Iterator[str]:
-    """A copy of it."""
-    with postgres.new_database(prepared) as dsn:
-        yield dsn
-
-
-@pytest.fixture
-def instance(database: str) -> Iterator[dg.DagsterInstance]:
-    """A Dagster instance on `database`, where `pulseguard up` puts it."""
-    with instance_on(database) as instance:
-        yield instance
 
 
 # --- assets that record what the real ones do, without their work ---

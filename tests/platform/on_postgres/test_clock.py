@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,7 +19,7 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 from dagster._daemon.sensor import get_elapsed
-from watching_support import instance_on, origin_of
+from watching_support import origin_of
 
 from pulseguard_assets.alerts.instigators import WATCHDOG
 from pulseguard_assets.automation.polling import SENSOR
@@ -28,20 +27,6 @@ from pulseguard_assets.running.clock import free_dagster
 
 NOW = datetime.fromisoformat("2026-11-22T12:03:27+00:00")
 KINDS = {SENSOR: InstigatorType.SENSOR, WATCHDOG: InstigatorType.SCHEDULE}
-
-
-@pytest.fixture
-def database(postgres: Any, database_with_dagster: str) -> Iterator[str]:
-    """A database with the product's tables and Dagster's."""
-    with postgres.new_database(database_with_dagster) as dsn:
-        yield dsn
-
-
-@pytest.fixture
-def instance(database: str) -> Iterator[dg.DagsterInstance]:
-    """A Dagster instance on `database`."""
-    with instance_on(database) as instance:
-        yield instance
 
 
 def tick(instance: dg.DagsterInstance, name: str, at: datetime) -> None:
