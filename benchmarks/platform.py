@@ -2,6 +2,9 @@
 
 It starts `pulseguard demo` in a folder of its own: real processes, a real database, simulated
 prices of 1,000 coins. Everything is read from outside, from PostgreSQL and /proc.
+
+Beside it, in the same minutes, runs what Dagster costs anyway: the same processes with the least
+that they could serve (`bare.py`).
 """
 
 from __future__ import annotations
@@ -14,24 +17,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 from psycopg import Connection
 
+from benchmarks import bare
 from pulseguard_assets.warehouse.connection import DatabaseUnavailable, connect
 from pulseguard_assets.warehouse.embedded import running_dsn
 
 _START_WITHIN = 180.0
+# Whose processor time is Dagster's own, by a word of their command line: its three processes, and
+# PostgreSQL with every process of a session.
+_DAGSTERS = ("dagster", "postgres")
 
 # One row per poll: the tick's own clock to the event's, which is written after the commit.
 _TICKS = """
 SELECT tick.timestamp AS begun, event.timestamp AS recorded, event.event
 FROM dagster.job_ticks tick
 JOIN dagster.event_logs event
-  ON event.asset_key = '["minute_close"]' AND event.dagster_event_type = 'ASSET_MATERIALIZATION'
+  ON event.asset_key = %s AND event.dagster_event_type = 'ASSET_MATERIALIZATION'
  AND event.timestamp >= tick.timestamp
  AND event.timestamp < tick.timestamp + INTERVAL '20 seconds'
 WHERE tick.status = 'SKIPPED' OR tick.status = 'SUCCESS'
@@ -52,6 +60,7 @@ class Running:
         minutes: how long it ran.
         polls: events of `minute_close`.
         tick_ms: median from a due tick's begin to the recorded event.
+        bare_tick_ms: the same of a sensor that does nothing but record an event.
         collect_ms: median of the poll's own latency, to the last commit.
         bytes_per_poll: growth of the event log by event.
         bytes_per_tick: growth of the tick table by tick.
@@ -59,11 +68,13 @@ class Running:
         storage_bytes: all of Dagster's tables now.
         memory_bytes: proportional set size of all processes together.
         cpu_share: processor time of all processes by wall time, 1.0 is one core.
+        bare_cpu_share: the same of Dagster's processes and PostgreSQL with that one sensor.
     """
 
     minutes: float
     polls: int
     tick_ms: float
+    bare_tick_ms: float
     collect_ms: float
     bytes_per_poll: float
     bytes_per_tick: float
@@ -71,23 +82,60 @@ class Running:
     storage_bytes: int
     memory_bytes: int
     cpu_share: float
+    bare_cpu_share: float
 
 
 def measure(minutes: float) -> Running:
-    """Run the platform for so many minutes and read its figures."""
+    """Run the platform for so many minutes, beside a bare Dagster, and read its figures."""
+    with (
+        _started("-m", "pulseguard_assets.cli", "demo") as (ours, folder),
+        _started("-m", bare.__name__, "up") as (theirs, bare_folder),
+        _connected(folder / "demo") as connection,
+        _connected(bare_folder) as bare_connection,
+    ):
+        _first_event(connection, "minute_close")
+        _first_event(bare_connection, bare.ASSET)
+        before, bare_before, begun = _cpu(_all(ours)), _cpu(_dagsters(theirs)), time.monotonic()
+        time.sleep(minutes * 60)
+        processes, bare_processes = _all(ours), _dagsters(theirs)
+        elapsed = time.monotonic() - begun
+        polls = _polls(connection, "minute_close")
+        sizes = dict(connection.execute(_SIZES).fetchall())
+        ticks = _count(connection, "job_ticks")
+        return Running(
+            minutes=minutes,
+            polls=len(polls),
+            tick_ms=statistics.median(total for total, _ in polls),
+            bare_tick_ms=statistics.median(
+                total for total, _ in _polls(bare_connection, bare.ASSET)
+            ),
+            collect_ms=statistics.median(_latency(event) for _, event in polls),
+            bytes_per_poll=sizes["event_logs"] / _count(connection, "event_logs"),
+            bytes_per_tick=sizes["job_ticks"] / ticks,
+            ticks=ticks,
+            storage_bytes=sum(sizes.values()),
+            memory_bytes=sum(process.memory_full_info().pss for process in processes),
+            cpu_share=(_cpu(processes) - before) / elapsed,
+            bare_cpu_share=(_cpu(bare_processes) - bare_before) / elapsed,
+        )
+
+
+@contextmanager
+def _started(*arguments: str) -> Iterator[tuple[psutil.Process, Path]]:
+    """A `pulseguard` in a folder of its own, with that folder."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("PULSEGUARD_")},
             "PULSEGUARD_DATA_DIR": folder,
             "PULSEGUARD_PORT": str(_free_port()),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
         }
-        command = [sys.executable, "-m", "pulseguard_assets.cli", "demo"]
         with subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.DEVNULL
+            [sys.executable, *arguments], cwd=folder, env=environment, stdout=subprocess.DEVNULL
         ) as platform:
             try:
-                return _watch(platform, Path(folder) / "demo", minutes)
+                yield psutil.Process(platform.pid), Path(folder)
             finally:
                 platform.terminate()
                 platform.wait(30)
@@ -99,39 +147,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _watch(platform: subprocess.Popen[bytes], data_dir: Path, minutes: float) -> Running:
-    with _connected(data_dir) as connection:
-        _first_poll(connection)
-        processes = _processes(platform.pid)
-        cpu_before, begun = _cpu(processes), time.monotonic()
-        time.sleep(minutes * 60)
-        processes = _processes(platform.pid)
-        elapsed = time.monotonic() - begun
-        return _figures(connection, minutes, processes, (_cpu(processes) - cpu_before) / elapsed)
-
-
-def _figures(
-    connection: Connection, minutes: float, processes: list[psutil.Process], cpu: float
-) -> Running:
-    rows = connection.execute(_TICKS).fetchall()
-    first: dict[object, tuple[float, float]] = {}
-    for begun, recorded, event in rows:
-        first[recorded] = ((recorded - begun).total_seconds() * 1000, _latency(event))
-    sizes = dict(connection.execute(_SIZES).fetchall())
-    events = _count(connection, "event_logs")
-    ticks = _count(connection, "job_ticks")
-    return Running(
-        minutes=minutes,
-        polls=len(first),
-        tick_ms=statistics.median(total for total, _ in first.values()),
-        collect_ms=statistics.median(own for _, own in first.values()),
-        bytes_per_poll=sizes["event_logs"] / events,
-        bytes_per_tick=sizes["job_ticks"] / ticks,
-        ticks=ticks,
-        storage_bytes=sum(sizes.values()),
-        memory_bytes=sum(process.memory_full_info().pss for process in processes),
-        cpu_share=cpu,
-    )
+def _polls(connection: Connection, asset: str) -> list[tuple[float, str]]:
+    """Milliseconds from each due tick's begin to its event, and that event."""
+    rows = connection.execute(_TICKS, (json.dumps([asset]),)).fetchall()
+    # Of the ticks before an event, the last one recorded it.
+    last = {recorded: (begun, event) for begun, recorded, event in rows}
+    return [
+        ((recorded - begun).total_seconds() * 1000, event)
+        for recorded, (begun, event) in last.items()
+    ]
 
 
 def _latency(event: str) -> float:
@@ -161,15 +185,14 @@ def _connected(data_dir: Path) -> Connection:
     raise TimeoutError("the platform did not bring its database up")
 
 
-def _first_poll(connection: Connection) -> None:
+def _first_event(connection: Connection, asset: str) -> None:
     deadline = time.monotonic() + _START_WITHIN
     while time.monotonic() < deadline:
-        if _exists(connection, "public.minute_close") and _exists(connection, "dagster.event_logs"):
-            row = connection.execute("SELECT count(*) FROM minute_close").fetchone()
-            if row is not None and row[0]:
-                return
+        made = all(_exists(connection, f"dagster.{table}") for table in ("job_ticks", "event_logs"))
+        if made and _polls(connection, asset):
+            return
         time.sleep(0.5)
-    raise TimeoutError("the platform stored no price")
+    raise TimeoutError(f"the platform recorded no event of {asset}")
 
 
 def _exists(connection: Connection, table: str) -> bool:
@@ -177,12 +200,19 @@ def _exists(connection: Connection, table: str) -> bool:
     return bool(row and row[0])
 
 
-def _processes(pid: int) -> list[psutil.Process]:
-    parent = psutil.Process(pid)
+def _all(parent: psutil.Process) -> list[psutil.Process]:
     return [parent, *parent.children(recursive=True)]
 
 
-def _cpu(processes: list[psutil.Process]) -> float:
+def _dagsters(parent: psutil.Process) -> list[psutil.Process]:
+    return [
+        process
+        for process in parent.children(recursive=True)
+        if any(word in part for part in process.cmdline()[:4] for word in _DAGSTERS)
+    ]
+
+
+def _cpu(processes: Sequence[psutil.Process]) -> float:
     """Seconds of processor time, those of ended children (run workers) included."""
     total = 0.0
     for process in processes:

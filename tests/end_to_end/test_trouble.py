@@ -1,9 +1,12 @@
-"""A running platform whose disk is full: it says so, and goes on when there is room."""
+"""A running platform whose server has no room, or no connection left: it says so, and goes on."""
 
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import psycopg
@@ -72,8 +75,60 @@ def test_a_full_disk_is_told_of_and_everything_goes_on_when_there_is_room(
     eventually("the database is back", lambda: "The database is back" in up.screen, within=90)
     with psycopg.connect(dsn) as connection:
         assert said(connection) == acknowledged
+    goes_on_as_if_nothing_was(up, provider)
+
+
+@contextmanager
+def crowd(dsn: str) -> Iterator[None]:
+    """Others take every connection of the server, and each that becomes free, during the block."""
+    with ExitStack() as taken:
+        full, ended = threading.Event(), threading.Event()
+
+        def take() -> None:
+            while not ended.is_set():
+                try:
+                    taken.enter_context(psycopg.connect(dsn, application_name="crowd"))
+                except psycopg.OperationalError:
+                    full.set()
+                    ended.wait(0.05)
+
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        try:
+            assert full.wait(60), "there are always more connections"
+            yield
+        finally:
+            ended.set()
+            thread.join(60)
+
+
+def test_a_server_without_a_free_connection_is_told_of_and_everything_goes_on_when_there_is_one(
+    start: Callable[..., Up], provider: RunningSimulator
+) -> None:
+    up = collecting(start, provider)
+    dsn = running_dsn(up.folders.root)
+    assert dsn is not None
+    with crowd(dsn):
+        eventually(
+            "the status is down, and says why",
+            lambda: (told := up.status())[0] == 2 and "connections of the server" in told[1],
+            within=90,
+        )
+        later = minute_now() + timedelta(minutes=2)
+        eventually("two minutes are over", lambda: minute_now() >= later, within=180)
+        assert up.code is None, up.screen
+    goes_on_as_if_nothing_was(up, provider)
+
+
+def minute_now() -> datetime:
+    """The minute that is under way."""
+    return datetime.now(timezone.utc).replace(second=0, microsecond=0)
+
+
+def goes_on_as_if_nothing_was(up: Up, provider: RunningSimulator) -> None:
+    """It collects again, has counted every call, stored nothing twice, and stops cleanly."""
     before = up.query(MINUTES)
-    eventually("it collects", lambda: up.query(MINUTES) > before, within=WITHIN)
+    eventually("it collects", lambda: up.query(MINUTES) > before >= 0, within=WITHIN)
     eventually("no cycle is left open", lambda: up.query(RUNNING) == 0, within=60)
     ledger = "SELECT sum(total_calls) FROM api_usage_stats"
     assert up.query(ledger) >= provider.calls()["total"], "no call was made that is not counted"
