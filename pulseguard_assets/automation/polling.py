@@ -55,7 +55,7 @@ def price_sensor(minutes: dg.TimeWindowPartitionsDefinition) -> dg.SensorDefinit
         context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]
     ) -> dg.SensorResult:
         now = platform.clock()
-        with plainly_said(), platform.connect() as connection:
+        with plainly_said(), platform.ticking.lent_or_new() as connection:
             # A first sweep that failed midway leaves coins to poll, and others unknown.
             sweeps = [_first_sweep(now)] if first_sweep_lacking(connection, now=now) else []
             try:

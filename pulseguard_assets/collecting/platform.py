@@ -24,6 +24,7 @@ from pulseguard_assets.collecting.planning import plan_in_force
 from pulseguard_assets.settings import Settings
 from pulseguard_assets.warehouse.at_hand import dsn_in_use
 from pulseguard_assets.warehouse.connection import connect
+from pulseguard_assets.warehouse.kept import KeptConnection
 from pulseguard_assets.warehouse.ledger import Ledger, Reservation
 
 # Dagster cuts a tick at 60 s. A tick begins no call after 25 s, and no call lasts longer than
@@ -160,7 +161,13 @@ class Platform:
         """
         return connect(dsn_in_use(self.settings), lock_timeout=_LOCK_TIMEOUT)
 
+    @cached_property
+    def ticking(self) -> KeptConnection:
+        """The connection of a sensor that ticks all day; as `connect` makes them."""
+        return KeptConnection(self.connect)
+
     def close(self) -> None:
         """Close the connections it keeps."""
+        self.ticking.close()
         self.provider.close()
         self.ledger.close()

@@ -6,16 +6,15 @@ Does not: any plan; the figures to keep to are given by whoever makes the ledger
 
 from __future__ import annotations
 
-import select
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-import psycopg
 from psycopg import Connection
 from typing_extensions import LiteralString
 
+from pulseguard_assets.warehouse.kept import KeptConnection
 from pulseguard_assets.warehouse.statements import one_row
 
 
@@ -76,12 +75,11 @@ class Ledger:
             credits_per_month: most calls within a UTC month; None for no limit.
             credits_reserved: how many more in a month whose reserve was released.
         """
-        self._connect = connect
+        self._kept = KeptConnection(connect)
         self._calls_per_minute = calls_per_minute
         self._credits_per_month = credits_per_month
         self._credits_reserved = credits_reserved
         self._lock = threading.Lock()
-        self._connection: Connection | None = None
         self._granted = 0
 
     @property
@@ -146,35 +144,9 @@ class Ledger:
 
     def close(self) -> None:
         """Close the ledger's connection; the next use opens another."""
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        self._kept.close()
 
     def _execute(self, statement: LiteralString, parameters: Sequence[Any]) -> Any:
-        with self._lock:
-            if self._connection is not None and _ended(self._connection):
-                self._connection.close()
-            if self._connection is None or self._connection.closed:
-                self._connection = self._connect()
-            try:
-                return one_row(self._connection, statement, parameters)
-            except psycopg.Error:
-                # A server that was restarted, or a session that may only read: the next call gets
-                # a new connection. This one is not repeated, since nobody knows whether it was
-                # counted.
-                self._connection.close()
-                raise
-
-
-def _ended(connection: Connection) -> bool:
-    """Whether the server has closed a connection since it was last used.
-
-    It says nothing to one that rests, unless it ends it. So a server that was restarted between two
-    ticks fails none of them.
-    """
-    if connection.closed:
-        return True
-    said = select.poll()
-    said.register(connection.fileno(), select.POLLIN)
-    return bool(said.poll(0))
+        # One that fails is not repeated, since nobody knows whether it was counted.
+        with self._kept.lent() as connection:
+            return one_row(connection, statement, parameters)

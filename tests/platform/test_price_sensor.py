@@ -154,6 +154,26 @@ def test_a_tick_that_finds_nothing_due_is_skipped_and_says_until_when(sensor: An
 
 
 @pytest.mark.usefixtures("swept")
+def test_ticks_share_a_session_and_make_no_connection_each(
+    sensor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = Platform.connect
+    made: list[psycopg.Connection] = []
+
+    def counted(platform: Platform) -> psycopg.Connection:
+        made.append(connect(platform))
+        return made[-1]
+
+    monkeypatch.setattr(Platform, "connect", counted)
+    for _ in range(4):
+        sensor.tick()
+        sensor.wait(seconds=20)
+
+    # One of the ledger, one of the ticks.
+    assert len(made) == 2
+
+
+@pytest.mark.usefixtures("swept")
 def test_every_minute_becomes_one_event_and_the_hour_turns_at_the_hour(sensor: Any) -> None:
     sensor.wait(minutes=55, seconds=-27.25)
     for _ in range(3 * 4):
