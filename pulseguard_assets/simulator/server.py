@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from types import FrameType
 from typing import Any, cast
 
 import uvicorn
@@ -34,42 +35,43 @@ class _Connection(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that says when it is ready and hangs up on everybody when it stops."""
+    """A uvicorn server that says when it is ready and hangs up on everybody when it stops.
+
+    It waits to be stopped; uvicorn's own looks ten times a second, which at rest was its only work.
+    """
 
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stopping = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets=sockets)
         self._on_ready()
+
+    async def main_loop(self) -> None:
+        # For the headers that every answer has.
+        await self.on_tick(0)
+        await self._stopping.wait()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop; from a signal's handler or another thread as well."""
+        self.should_exit = True
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has ended by itself
+                self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # A fault may be holding an answer back for minutes; nobody waits for it now.
         for connection in list(self.server_state.connections):
             cast(_Connection, connection).transport.abort()
         await super().shutdown(sockets=sockets)
-
-
-class _ThreadServer(_Server):
-    """The same, stopped from another thread without polling."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config, lambda: None)
-        self._on_running = threading.Event()
-
-    async def main_loop(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stopping = asyncio.Event()
-        self._on_running.set()
-        await self._stopping.wait()
-
-    def wait_until_running(self, timeout: float) -> bool:
-        return self._on_running.wait(timeout)
-
-    def stop(self) -> None:
-        with suppress(RuntimeError):  # the loop has ended by itself
-            self._loop.call_soon_threadsafe(self._stopping.set)
 
 
 def _config(simulation: Simulation) -> uvicorn.Config:
@@ -229,12 +231,13 @@ def running_simulator(
     )
     listener = _bind(host, port)
     url = _base_url(listener)
-    server = _ThreadServer(_config(simulation))
+    running = threading.Event()
+    server = _Server(_config(simulation), running.set)
     thread = threading.Thread(
         target=server.run, kwargs={"sockets": [listener]}, name="simulator", daemon=True
     )
     thread.start()
-    if not server.wait_until_running(PATIENCE):
+    if not running.wait(PATIENCE):
         listener.close()
         raise RuntimeError(f"the simulator did not start on {url} within {PATIENCE:.0f} s.")
     try:
