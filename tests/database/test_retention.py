@@ -216,10 +216,11 @@ def assert_deleted_only_what_others_carry(
             assert stored(connection, timeframe) == expected(timeframe, observations)
 
 
+@pytest.mark.parametrize("minute", [0, 30], ids=["between two hours", "within an hour"])
 def test_a_row_as_old_as_its_period_stays_and_an_older_one_goes(
-    closes: psycopg.Connection,
+    closes: psycopg.Connection, minute: int
 ) -> None:
-    now = utc(2026, 6, 24, 12)
+    now = utc(2026, 6, 24, 12, minute)
     insert(closes, [seen_at("bitcoin", now - timedelta(minutes=m)) for m in (60, 61)])
     assert clean_up(closes, now)["minute_close"] == 1
     assert [label for _, label in stored(closes, MINUTE)] == [now - timedelta(minutes=60)]
