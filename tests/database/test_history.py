@@ -242,7 +242,12 @@ def test_minutes_go_where_none_is_stored_and_replace_nothing(closes: psycopg.Con
         ("bitcoin", hour): (*live.values, live.minute_ts, 1 << 50 | 1 << 55),
         ("ether", hour): row(4, hour + 55 * MINUTES, 55),
     }
-    assert put_points(closes, MINUTE, "five_minute", *points).written == 0
+    # Nor are points replaced by what the provider says of the same minutes later.
+    otherwise = [(coin, stamp, price + 10) for coin, stamp, price in points]
+    later = NOW + 1 * MINUTES
+    for asked_again in (points, otherwise):
+        again = put_points(closes, MINUTE, "five_minute", *asked_again, received_at=later)
+        assert again.written == 0
 
 
 @pytest.mark.parametrize("history_first", [True, False])
