@@ -85,12 +85,19 @@ def test_a_killed_up_takes_everything_with_it_and_the_next_one_finds_what_was_co
     lost = "SELECT count(*) FROM dagster.runs WHERE status = 'FAILURE'"
     eventually("the lost run is known as failed", lambda: after.query(lost) >= 1)
 
+    # Whether they stop in time depends on what else runs here; whether they can, on this.
+    for child in ("code-server", "webserver", "daemon"):
+        assert not {signal.SIGINT, signal.SIGTERM} & ignored_signals(after.pid(child)), child
     assert after.stop(signal.SIGTERM) < STOPS_WITHIN
     assert after.code == 0, after.screen
-    # The code server is told after them, and may have little time left on a loaded machine.
-    for child in ("daemon", "webserver"):
-        assert f"{child} did not stop" not in after.screen
     assert after.processes() == []
+
+
+def ignored_signals(pid: int) -> set[int]:
+    """The numbers of the signals that a process ignores."""
+    status = Path(f"/proc/{pid}/status").read_text("ascii")
+    mask = int(status.split("SigIgn:")[1].split()[0], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
 def test_a_run_in_progress_is_told_to_stop_with_the_platform(start: Callable[..., Up]) -> None:
