@@ -279,6 +279,12 @@ class _Done:
     stopped: bool = False
     has_failed: bool = False
 
+    def heard_of_credits(self, left: int | None) -> None:
+        """What an answer says is left; they come in another order than their calls were counted."""
+        if left is not None and self.credits_left is not None:
+            left = min(left, self.credits_left)
+        self.credits_left = left
+
     def refuse(self, sentence: str) -> None:
         """Something is not asked for; the first sentence stands for all."""
         self.refused = self.refused or sentence
@@ -523,7 +529,7 @@ class _Asking:
             self._failed(task, error)
         else:
             done.failures_in_a_row = 0
-            done.credits_left = answer.credits_left
+            done.heard_of_credits(answer.credits_left)
             if grade_holds(task.request, answer.received_at):
                 self._arrive(task, answer)
             else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -22,7 +23,7 @@ from pulseguard_assets.collecting.history import (
     WindowReport,
     materialize_window,
 )
-from pulseguard_assets.collecting.platform import Platform
+from pulseguard_assets.collecting.platform import HistoryProvider, Platform
 from pulseguard_assets.simulator.charts import hourly_close_stamp
 from pulseguard_assets.simulator.limits import Limits
 from pulseguard_assets.simulator.market import Market
@@ -494,6 +495,22 @@ def test_credits_that_run_out_midway_keep_what_was_had_and_the_rest_is_asked_for
     assert past.calls() == COINS, "each coin was asked for once"
     assert (done.refused, done.still_lacking) == (None, 0)
     assert past.stored(HOURLY) == past.truths(HOURLY, *window)
+
+
+def test_the_least_that_an_answer_says_is_left_counts_in_whatever_order_they_come(
+    new_platform: PlatformFactory, past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = new_platform(credits_per_month=100_000, calls_per_minute=150)
+    past.leave_credits(platform, 8)
+    ask, left = HistoryProvider.market_chart_range, itertools.count()
+
+    def counted_backwards(*arguments: Any, **options: Any) -> Any:
+        return replace(ask(*arguments, **options), credits_left=next(left))
+
+    monkeypatch.setattr(HistoryProvider, "market_chart_range", counted_backwards)
+    report = past.fill(platform, HOURLY, "2025-11-22 05:00", "2025-11-22 11:00")
+
+    assert (report.calls, report.credits_left) == (8, 0)
 
 
 def test_the_reserve_is_spent_only_when_told_to(new_platform: PlatformFactory, past: Past) -> None:
