@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,35 +178,42 @@ def _count(connection: Connection, table: str) -> int:
 
 
 def _connected(data_dir: Path) -> Connection:
-    deadline = time.monotonic() + _START_WITHIN
-    while time.monotonic() < deadline:
+    found: list[Connection] = []
+
+    def connected() -> bool:
         dsn = running_dsn(data_dir) if data_dir.exists() else None
         if dsn is not None:
             # It answers before its database is made.
             with suppress(DatabaseUnavailable):
-                return connect(dsn)
-        time.sleep(0.2)
-    raise TimeoutError("the platform did not bring its database up")
+                found.append(connect(dsn))
+        return bool(found)
+
+    _await(connected, "the platform did not bring its database up")
+    return found[0]
 
 
 def _first_event(connection: Connection, asset: str) -> None:
-    deadline = time.monotonic() + _START_WITHIN
-    while time.monotonic() < deadline:
+    def recorded() -> bool:
         made = all(_exists(connection, f"dagster.{table}") for table in ("job_ticks", "event_logs"))
-        if made and _polls(connection, asset):
-            return
-        time.sleep(0.5)
-    raise TimeoutError(f"the platform recorded no event of {asset}")
+        return made and bool(_polls(connection, asset))
+
+    _await(recorded, f"the platform recorded no event of {asset}")
 
 
 def _rest(connection: Connection) -> None:
     """Wait for the end of the runs that a new platform begins with."""
+    _await(
+        lambda: connection.execute(_RUNS_UNDER_WAY).fetchone() == (0,),
+        "the platform's first runs do not end",
+    )
+
+
+def _await(condition: Callable[[], bool], otherwise: str) -> None:
     deadline = time.monotonic() + _START_WITHIN
-    while time.monotonic() < deadline:
-        if connection.execute(_RUNS_UNDER_WAY).fetchone() == (0,):
-            return
-        time.sleep(0.5)
-    raise TimeoutError("the platform's first runs do not end")
+    while not condition():
+        if time.monotonic() >= deadline:
+            raise TimeoutError(otherwise)
+        time.sleep(0.2)
 
 
 def _exists(connection: Connection, table: str) -> bool:
