@@ -6,14 +6,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from crashes_support import utc_now
 from full_disk_support import full, make_said, said, small_disk, write_until_it_ends
 from up_support import REAL, Up, eventually
 
+from pulseguard_assets.collecting.polling import minute_of
 from pulseguard_assets.simulator.limits import Limits
 from pulseguard_assets.simulator.server import RunningSimulator, running_simulator
 from pulseguard_assets.warehouse.embedded import running_dsn
@@ -114,15 +116,10 @@ def test_a_server_without_a_free_connection_is_told_of_and_everything_goes_on_wh
             lambda: (told := up.status())[0] == 2 and "connections of the server" in told[1],
             within=90,
         )
-        later = minute_now() + timedelta(minutes=2)
-        eventually("two minutes are over", lambda: minute_now() >= later, within=180)
+        later = minute_of(utc_now()) + timedelta(minutes=2)
+        eventually("two minutes are over", lambda: utc_now() >= later, within=180)
         assert up.code is None, up.screen
     goes_on_as_if_nothing_was(up, provider)
-
-
-def minute_now() -> datetime:
-    """The minute that is under way."""
-    return datetime.now(timezone.utc).replace(second=0, microsecond=0)
 
 
 def goes_on_as_if_nothing_was(up: Up, provider: RunningSimulator) -> None:
