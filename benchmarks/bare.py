@@ -1,6 +1,6 @@
 """The least that Dagster can run: one sensor that records an event every minute.
 
-    python -m benchmarks.bare up        `pulseguard up` with these definitions in place of ours
+    PULSEGUARD_DEFINITIONS=benchmarks.bare pulseguard up
 
 Belongs here: what both sides of a comparison with Dagster itself have in common. Does not: anything
 of closes.
@@ -9,7 +9,6 @@ of closes.
 from __future__ import annotations
 
 import time
-from functools import partial
 
 import dagster as dg
 
@@ -27,10 +26,3 @@ def bare_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 
 
 defs = dg.Definitions(sensors=[bare_sensor])
-
-if __name__ == "__main__":
-    from pulseguard_assets import cli
-    from pulseguard_assets.running.platform import Options
-
-    cli.Options = partial(Options, definitions="benchmarks.bare")  # type: ignore[misc,assignment]
-    cli.main()

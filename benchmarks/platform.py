@@ -91,8 +91,8 @@ class Running:
 def measure(minutes: float) -> Running:
     """Run the platform for so many minutes, beside a bare Dagster, and read its figures."""
     with (
-        _started("-m", "pulseguard_assets.cli", "demo") as (ours, folder),
-        _started("-m", bare.__name__, "up") as (theirs, bare_folder),
+        _started("demo") as (ours, folder),
+        _started("up", PULSEGUARD_DEFINITIONS=bare.__name__) as (theirs, bare_folder),
         _connected(folder / "demo") as connection,
         _connected(bare_folder) as bare_connection,
     ):
@@ -125,7 +125,7 @@ def measure(minutes: float) -> Running:
 
 
 @contextmanager
-def _started(*arguments: str) -> Iterator[tuple[psutil.Process, Path]]:
+def _started(command: str, **settings: str) -> Iterator[tuple[psutil.Process, Path]]:
     """A `pulseguard` in a folder of its own, with that folder."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
@@ -134,9 +134,13 @@ def _started(*arguments: str) -> Iterator[tuple[psutil.Process, Path]]:
             "PULSEGUARD_DATA_DIR": folder,
             "PULSEGUARD_PORT": str(_free_port()),
             "PYTHONPATH": str(Path(__file__).parents[1]),
+            **settings,
         }
         with subprocess.Popen(
-            [sys.executable, *arguments], cwd=folder, env=environment, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "pulseguard_assets.cli", command],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
         ) as platform:
             try:
                 yield psutil.Process(platform.pid), Path(folder)

@@ -75,6 +75,7 @@ _NAMED_MODES: Mapping[str, int | None] = {"top1000": 1000, "top5000": 5000, "com
 _LONGEST_NAME = 60
 _LONGEST_KEEP = timedelta(days=36_500)
 _UNITS = ("minute", "hour", "day", "week")
+_OUR_DEFINITIONS = "pulseguard_assets.definitions"
 
 
 class SettingsError(ValueError):
@@ -355,6 +356,16 @@ def _split_urls(text: str) -> list[str]:
     return [part for part in (part.strip().strip(",") for part in parts) if part]
 
 
+def _definitions(given: Any) -> str:
+    text = "" if given is None else str(given).strip()
+    if len(text) > 255 or not all(part.isidentifier() for part in text.split(".")):
+        raise ValueError(
+            f"{_shown(given)} is no name of a Python module; write it as an import does, for "
+            f"example my_company.prices, or leave it out for {_OUR_DEFINITIONS}."
+        )
+    return text
+
+
 def _reminder(given: Any) -> timedelta:
     return given if isinstance(given, timedelta) else parse_duration(str(given))
 
@@ -435,6 +446,8 @@ class Settings(BaseSettings):
         heartbeat_url: pinged while all is well; never shown.
         ui_url: address of the web interface as people reach it; see `ui_address`.
         ui_read_only: the web interface shows everything and changes nothing.
+        definitions: the module of Dagster definitions that is served: ours, or one that takes ours
+            from `build_defs` and adds to them.
     """
 
     model_config = SettingsConfigDict(
@@ -480,6 +493,7 @@ class Settings(BaseSettings):
     heartbeat_url: HeartbeatUrl = None
     ui_url: Annotated[str | None, BeforeValidator(_ui_url)] = None
     ui_read_only: Annotated[bool, BeforeValidator(_yes_or_no)] = False
+    definitions: Annotated[str, BeforeValidator(_definitions)] = _OUR_DEFINITIONS
 
     @model_validator(mode="after")
     def _key_and_plan_belong_together(self) -> Settings:

@@ -19,7 +19,6 @@ from pulseguard_assets.running.supervisor import ChildSpec
 from pulseguard_assets.settings import PREFIX, SECRET_FIELDS, Settings, variable_of
 from pulseguard_assets.warehouse.connection import dagster_url
 
-DEFINITIONS = "pulseguard_assets.definitions"
 LOCATION = "pulseguard"
 CODE_SERVER = "code-server"
 SIMULATOR = "simulator"
@@ -97,9 +96,7 @@ def _for_dagster_alone(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in secrets}
 
 
-def code_server(
-    folders: Folders, variables: Mapping[str, str], *, definitions: str = DEFINITIONS
-) -> ChildSpec:
+def code_server(settings: Settings, folders: Folders, variables: Mapping[str, str]) -> ChildSpec:
     """The process that holds our code: evaluates sensors and starts runs.
 
     `dagster api grpc` rather than `dagster code-server start`: the latter is a proxy (70 MB) in
@@ -111,7 +108,7 @@ def code_server(
         command=(
             *(sys.executable, "-m", "dagster", "api", "grpc"),
             *("--socket", str(folders.code_server_socket)),
-            *("--module-name", definitions, "--empty-working-directory"),
+            *("--module-name", settings.definitions, "--empty-working-directory"),
             *("--location-name", LOCATION, "--max-workers", _CODE_SERVER_THREADS),
             # Run workers are to be this interpreter, not a `dagster` found on the PATH.
             "--use-python-environment-entry-point",

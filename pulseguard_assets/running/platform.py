@@ -74,12 +74,10 @@ class Options:
 
     Attributes:
         simulator_port: start a simulator on this loopback port: the demo. None: no simulator.
-        definitions: the module that the code server loads.
         rules: how children are restarted and stopped.
     """
 
     simulator_port: int | None = None
-    definitions: str = children.DEFINITIONS
     rules: Rules = field(default_factory=Rules)
 
     @property
@@ -216,7 +214,7 @@ class _Platform:
         port = self._options.simulator_port
         return [
             *([] if port is None else [children.simulator(port, folders)]),
-            children.code_server(folders, variables, definitions=self._options.definitions),
+            children.code_server(settings, folders, variables),
             children.webserver(settings, folders, variables),
             children.daemon(folders, variables),
             children.lookout(folders, variables),

@@ -13,12 +13,12 @@ from up_support import PATIENCE, STAND_IN, Up, eventually
 
 @pytest.fixture
 def start(folder: Path) -> Iterator[Callable[..., Up]]:
-    """`start("up")` or `start("demo")`, with environment variables as keywords."""
+    """`start("up")` or `start("demo")`; its settings are keywords, named as their variables."""
     started: list[Up] = []
 
-    def start(*arguments: str, program: tuple[str, ...] = STAND_IN, **environment: str) -> Up:
+    def start(*arguments: str, definitions: str = STAND_IN, **environment: str) -> Up:
         data_dir = folder / "data"
-        started.append(Up(program, data_dir, *arguments, **environment))
+        started.append(Up(data_dir, *arguments, PULSEGUARD_DEFINITIONS=definitions, **environment))
         if "demo" in arguments:
             started[-1].data_dir = data_dir / "demo"
         return started[-1]

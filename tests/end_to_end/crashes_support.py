@@ -12,7 +12,6 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ import polars as pl
 import psutil
 import psycopg
 from truth_support import CHILDREN, KEPT, order
-from up_support import REAL, Up, eventually
+from up_support import PULSEGUARD, Up, eventually
 
 from pulseguard_assets.running.leftovers import MARK
 from pulseguard_assets.simulator.catalogue import minute_of
@@ -461,7 +460,7 @@ class Demo:
         """`pulseguard collect --once` beside the platform, with its settings."""
         settings = self.child("daemon")[0].environ()
         return subprocess.Popen(
-            [sys.executable, *REAL, "collect", "--once"],
+            [*PULSEGUARD, "collect", "--once"],
             env={name: value for name, value in settings.items() if name != MARK},
             cwd=self.up.data_dir,
             stdout=subprocess.PIPE,

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 from playwright.sync_api import Browser, expect
-from up_support import REAL, Up, eventually, keep_picture, open_page
+from up_support import OURS, Up, eventually, keep_picture, open_page
 
 from pulseguard_assets.coingecko.backfill import ready_at
 from pulseguard_assets.simulator.market import HISTORY_LEAD, Market
@@ -33,7 +33,7 @@ def test_an_hour_by_click_and_a_year_by_dialog_end_in_exact_closes(
 ) -> None:
     begin = datetime.now(timezone.utc).date() - timedelta(days=365)
     settings = {"PULSEGUARD_MODE": "20", "PULSEGUARD_HISTORY_START": begin.isoformat()}
-    up = start("demo", program=REAL, **settings)
+    up = start("demo", definitions=OURS, **settings)
     up.wait_until_up()
     eventually("a first minute", lambda: up.query(MINUTES) >= 1)
     assert _compared(up, HOURLY, had=_an_hour_by_click(browser, up)) >= 15

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Browser, expect
-from up_support import REAL, Up, eventually, keep_picture, open_page
+from up_support import OURS, Up, eventually, keep_picture, open_page
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -52,7 +52,7 @@ def _plots(browser: Browser, up: Up) -> None:
 def test_the_demo_collects_shows_it_and_goes_on_after_a_stop(
     start: Callable[..., Up], browser: Browser
 ) -> None:
-    up = start("demo", program=REAL)
+    up = start("demo", definitions=OURS)
     up.wait_until_up()
     assert "simulated prices, none of them real" in up.screen
     eventually("a first minute", lambda: up.query(MINUTES) >= 1)
@@ -81,7 +81,7 @@ def test_the_demo_collects_shows_it_and_goes_on_after_a_stop(
     assert up.stop(signal.SIGINT) < STOPS_WITHIN
     assert up.code == 0
 
-    again = start("demo", program=REAL)
+    again = start("demo", definitions=OURS)
     again.wait_until_up()
     eventually("it goes on", lambda: again.query(MINUTES) > before, within=TWO_POLLS)
     # A cycle that the stop cut short is found and closed by the next one.

@@ -32,7 +32,7 @@ from crashes_support import (
     temporary_files,
     utc_now,
 )
-from up_support import PATIENCE, REAL, Up, eventually
+from up_support import OURS, PATIENCE, Up, eventually
 
 from pulseguard_assets.simulator.market import Market
 from pulseguard_assets.timeframes import TIMEFRAMES
@@ -147,7 +147,9 @@ class Rounds:
         self._calls = 0
 
     def _started(self) -> Demo:
-        up = self._start("demo", program=REAL, PULSEGUARD_MODE="100", TMPDIR=str(self._temporary))
+        up = self._start(
+            "demo", definitions=OURS, PULSEGUARD_MODE="100", TMPDIR=str(self._temporary)
+        )
         up.wait_until_up()
         return Demo(up)
 

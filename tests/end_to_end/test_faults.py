@@ -20,7 +20,7 @@ import psycopg
 import pytest
 from closes_support import one
 from faults_support import Account, Twin, hold_against, running_twin
-from up_support import REAL, Up, eventually
+from up_support import OURS, Up, eventually
 
 from pulseguard_assets.automation.polling import SENSOR
 from pulseguard_assets.simulator.faults import KINDS
@@ -134,7 +134,7 @@ def twin() -> Iterator[Twin]:
 def test_after_every_fault_of_the_catalogue_the_tables_are_the_truth_that_could_be_had(
     start: Callable[..., Up], twin: Twin
 ) -> None:
-    up = start("demo", program=REAL, PULSEGUARD_MODE=str(COINS))
+    up = start("demo", definitions=OURS, PULSEGUARD_MODE=str(COINS))
     up.wait_until_up()
     with httpx.Client(base_url=_admin_url(up), timeout=30) as http:
         levers = Levers(http)

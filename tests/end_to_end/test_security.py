@@ -8,7 +8,6 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import pytest
 from alerts_support import Sink, serving_webhook
 from playwright.sync_api import Browser, expect
 from psycopg import sql
-from up_support import REAL, Up, eventually, open_page
+from up_support import PULSEGUARD, Up, eventually, open_page
 
 from pulseguard_assets.simulator.limits import Limits
 from pulseguard_assets.simulator.server import RunningSimulator, running_simulator
@@ -104,7 +103,7 @@ class Platform:
             *(("roles",), ("alert-test",), ("collect", "--once")),
         ):
             done = subprocess.run(
-                [sys.executable, *REAL, *arguments],
+                [*PULSEGUARD, *arguments],
                 env={**kept, **self._settings},
                 cwd=self.up.data_dir.parent,
                 capture_output=True,
@@ -154,7 +153,7 @@ def _running(
         "PULSEGUARD_HEARTBEAT_URL": f"http://127.0.0.1:{hook.port}/{PING}",
         "PULSEGUARD_UI_READ_ONLY": "yes",
     }
-    up = start("up", DEFINITIONS_OF_THIS_TEST="upkeep_definitions", **settings)
+    up = start("up", definitions="upkeep_definitions", **settings)
     up.wait_until_up()
     yield Platform(up, database, {**settings, "PULSEGUARD_DATA_DIR": str(up.data_dir)})
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from crashes_support import utc_now
 from full_disk_support import full, make_said, said, small_disk, write_until_it_ends
-from up_support import REAL, Up, eventually
+from up_support import OURS, Up, eventually
 
 from pulseguard_assets.collecting.polling import minute_of
 from pulseguard_assets.simulator.limits import Limits
@@ -38,7 +38,7 @@ def collecting(start: Callable[..., Up], provider: RunningSimulator) -> Up:
     """A platform that has stored its first minute."""
     up = start(
         "up",
-        program=REAL,
+        definitions=OURS,
         PULSEGUARD_PLAN="pro",
         PULSEGUARD_API_KEY="CG-NurFuerDieseProbe",
         PULSEGUARD_BASE_URL=provider.url,

@@ -27,8 +27,10 @@ HERE = Path(__file__).parent
 ARTEFACTS = HERE.parent / "artefacts"
 # A loaded machine starts four interpreters that import Dagster in this time, and more.
 PATIENCE = 120.0
-STAND_IN = (str(HERE / "run_up.py"),)
-REAL = ("-m", "pulseguard_assets.cli")
+PULSEGUARD = (sys.executable, "-m", "pulseguard_assets.cli")
+# What is served: the platform itself, or the least there can be, which starts sooner.
+OURS = "pulseguard_assets.definitions"
+STAND_IN = "stand_in_definitions"
 
 
 def eventually(what: str, condition: Callable[[], object], *, within: float = PATIENCE) -> None:
@@ -42,9 +44,7 @@ def eventually(what: str, condition: Callable[[], object], *, within: float = PA
 class Up:
     """A `pulseguard` that runs, and everything it started."""
 
-    def __init__(
-        self, program: tuple[str, ...], data_dir: Path, *arguments: str, **environment: str
-    ) -> None:
+    def __init__(self, data_dir: Path, *arguments: str, **environment: str) -> None:
         self.data_dir = data_dir
         self.port = free_port()
         self.screen_file = data_dir.parent / f"{data_dir.name}-screen-{uuid.uuid4().hex}.txt"
@@ -52,7 +52,7 @@ class Up:
         self._mark = uuid.uuid4().hex
         with self.screen_file.open("wb") as screen:
             self.process = subprocess.Popen(
-                [sys.executable, *program, *arguments, "--port", str(self.port)],
+                [*PULSEGUARD, *arguments, "--port", str(self.port)],
                 env={
                     **_environment(),
                     "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
@@ -144,7 +144,7 @@ class Up:
     def status(self, *options: str) -> tuple[int, str]:
         """The exit code of `pulseguard status`, and what it says; settings come from the folder."""
         done = subprocess.run(
-            [sys.executable, *REAL, "status", *options],
+            [*PULSEGUARD, "status", *options],
             env={**_environment(), "PULSEGUARD_DATA_DIR": str(self.data_dir)},
             cwd=self.data_dir.parent,
             capture_output=True,
@@ -154,6 +154,16 @@ class Up:
         )
         assert "Traceback" not in done.stdout + done.stderr
         return done.returncode, done.stdout
+
+    def reload(self) -> None:
+        """Have its code loaded anew, as it is on disk now."""
+        subprocess.run(
+            [*PULSEGUARD, "reload"],
+            env={**_environment(), "PULSEGUARD_DATA_DIR": str(self.data_dir)},
+            cwd=self.data_dir.parent,
+            timeout=60,
+            check=True,
+        )
 
     def stop(self, signum: int) -> float:
         begun = time.monotonic()

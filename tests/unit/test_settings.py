@@ -50,6 +50,7 @@ def test_with_nothing_set_the_platform_starts_keyless_on_the_top_thousand() -> N
     assert settings.heartbeat_url is None
     assert settings.ui_address == "http://127.0.0.1:3000"
     assert settings.ui_read_only is False
+    assert settings.definitions == "pulseguard_assets.definitions"
 
 
 def test_every_setting_is_read_from_its_environment_variable(
@@ -82,6 +83,7 @@ def test_every_setting_is_read_from_its_environment_variable(
         "HEARTBEAT_URL": "https://ping.example.com/3f2a?x=1",
         "UI_URL": "https://pulse.example.com/prices/",
         "UI_READ_ONLY": " Yes ",
+        "DEFINITIONS": " my_company.prices ",
     }
     for name, value in given.items():
         monkeypatch.setenv(f"PULSEGUARD_{name}", value)
@@ -122,6 +124,7 @@ def test_every_setting_is_read_from_its_environment_variable(
     assert settings.heartbeat_url.get_secret_value() == given["HEARTBEAT_URL"]
     assert settings.ui_url == settings.ui_address == "https://pulse.example.com/prices"
     assert settings.ui_read_only is True
+    assert settings.definitions == "my_company.prices"
 
 
 def test_the_dotenv_of_the_current_directory_is_read_and_the_environment_wins(
@@ -216,6 +219,9 @@ def test_settings_cannot_be_changed_once_read() -> None:
         ("ui_url", "https://me:pw@pulse.example.com", "without user, password or query"),
         ("ui_url", "https://pulse.example.com/?x=1", "without user, password or query"),
         ("ui_read_only", "maybe", "write yes or no"),
+        ("definitions", "my-company/prices.py", "for example my_company.prices"),
+        ("definitions", "my_company..prices", "no name of a Python module"),
+        ("definitions", "--working-directory", "no name of a Python module"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_variable_with_advice(

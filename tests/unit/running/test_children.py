@@ -95,6 +95,7 @@ UNUSUAL: dict[str, Any] = {
     "heartbeat_url": "https://me:pw@example.org/ping/***?a=b,c#'\"$\\",
     "ui_url": "https://pulse.example.org",
     "ui_read_only": "yes",
+    "definitions": "my_company.prices",
 }
 
 
@@ -211,7 +212,7 @@ def test_the_files_and_the_code_agree_on_names() -> None:
     project = Path(__file__).parents[3] / "pyproject.toml"
     dg = tomllib.loads(project.read_text("utf-8"))["tool"]["dg"]["project"]
     assert dg["code_location_name"] == children.LOCATION
-    assert dg["code_location_target_module"] == children.DEFINITIONS
+    assert dg["code_location_target_module"] == load_settings().definitions
 
 
 def test_the_demo_ignores_the_users_key_plan_and_database(
