@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from alerts_support import Sink, serving_mailbox, serving_webhook
 from playwright.sync_api import Browser, expect
-from up_support import ARTEFACTS, STAND_IN, Up, eventually, keep_picture, open_page
+from up_support import ARTEFACTS, Up, eventually, keep_picture, open_page
 
 from pulseguard_assets.simulator.limits import Limits
 from pulseguard_assets.simulator.server import RunningSimulator, running_simulator
@@ -30,17 +31,26 @@ HANGING_SINCE = (
     "SELECT min(timestamp) AT TIME ZONE 'UTC' FROM dagster.job_ticks "
     "WHERE position('\"hanging\"' in tick_body) > 0"
 )
+POLLS_FAIL_SINCE = (
+    "SELECT min(timestamp) AT TIME ZONE 'UTC' FROM dagster.job_ticks WHERE status = 'FAILURE' "
+    "AND tick_body::json ->> 'job_name' = 'coingecko_price_sensor'"
+)
+CADENCE = timedelta(minutes=1)
+UNLOADABLE = "location:pulseguard:UNLOADABLE"
+# A module of a user's, with ours in it.
+OWN_CODE = """from pulseguard_assets.definitions import build_defs
+
+defs = build_defs()
+"""
 MINUTES = "SELECT count(DISTINCT minute_ts) FROM minute_close"
 
 
 @contextmanager
 def _alerting(
-    start: Callable[..., Up], provider: RunningSimulator, hook: Sink, mail: Sink
+    start: Callable[..., Up], provider: RunningSimulator, hook: Sink, mail: Sink, **settings: str
 ) -> Iterator[Up]:
     up = start(
         "up",
-        program=STAND_IN,
-        DEFINITIONS_OF_THIS_TEST="alerting_definitions",
         PULSEGUARD_PLAN="pro",
         PULSEGUARD_API_KEY=KEY,
         PULSEGUARD_BASE_URL=provider.url,
@@ -48,6 +58,7 @@ def _alerting(
         PULSEGUARD_ALERT_URLS=f"json://127.0.0.1:{hook.port}/{HOOK_TOKEN},"
         f"mailto://pulse:{MAIL_PASSWORD}@127.0.0.1:{mail.port}"
         "?from=pulse@example.com&to=me@example.com",
+        **settings,
     )
     up.wait_until_up()
     yield up
@@ -97,7 +108,7 @@ def trouble(start: Callable[..., Up]) -> Iterator[Trouble]:
         running_simulator(coins=50, limits=Limits(host="pro")) as provider,
         serving_webhook() as hook,
         serving_mailbox() as mail,
-        _alerting(start, provider, hook, mail) as up,
+        _alerting(start, provider, hook, mail, definitions="alerting_definitions") as up,
     ):
         begun = _now()
         eventually("a first minute", lambda: up.query(MINUTES) >= 1)
@@ -131,6 +142,36 @@ def test_every_trouble_is_told_once_by_its_name_and_ends_by_itself(
     _a_person_can_read_it(up, browser, hook, mail)
 
 
+@pytest.mark.soak
+def test_code_that_does_not_load_any_more_is_told_in_its_own_words_until_it_does(
+    start: Callable[..., Up], folder: Path
+) -> None:
+    code = folder / "own_code.py"
+    code.write_text(OWN_CODE, "utf-8")
+    with (
+        running_simulator(coins=50, limits=Limits(host="pro")) as provider,
+        serving_webhook() as hook,
+        serving_mailbox() as mail,
+        _alerting(start, provider, hook, mail, definitions=code.stem, PYTHONPATH=str(folder)) as up,
+    ):
+        eventually("a first minute", lambda: up.query(MINUTES) >= 1)
+        code.write_text(f"import pandaz\n{OWN_CODE}", "utf-8")
+        up.reload()
+        broken = _now()
+        eventually("it is an incident", lambda: UNLOADABLE in _open(up), within=150)
+        assert _open(up)[UNLOADABLE][0] - broken <= NAMED_WITHIN
+        eventually("told", lambda: _messages(hook, "the code does not load"), within=60)
+        (told,) = hook.received
+        assert "No module named 'pandaz' (own_code.py, line 1)" in told.text
+        assert _open(up).keys() == {UNLOADABLE}, "what follows from it is not told"
+
+        code.write_text(OWN_CODE, "utf-8")
+        minutes = up.query(MINUTES)
+        eventually("it collects again", lambda: up.query(MINUTES) > minutes, within=180)
+        eventually("told", lambda: _messages(hook, "the code", "recovered"), within=300)
+        assert len(hook.received) == 2, hook.titles()
+
+
 def _each_is_named(up: Up, begun: datetime, stopped: datetime) -> None:
     since = {
         "sensor:raising:FAILING": begun,
@@ -152,8 +193,11 @@ def _the_provider_goes_down(up: Up, provider: RunningSimulator, hook: Sink, mail
     provider.fault("server_error", status=503, endpoint="simple_price")
     down = _now()
     eventually("the outage is an incident", lambda: PRICES in _open(up), within=180)
-    # Two cadences of a minute, of which the first may have just been polled, and one round.
-    assert _open(up)[PRICES][0] - down <= timedelta(minutes=3)
+    seen = _open(up)[PRICES][0]
+    ((failing_since,),) = up.rows(POLLS_FAIL_SINCE)
+    assert seen - failing_since <= 2 * CADENCE
+    # The poll before the first that failed may have just been made.
+    assert seen - down <= 3 * CADENCE
     for sink in (hook, mail):
         eventually("told", lambda sink=sink: _messages(sink, "coingecko_price_sensor"), within=60)  # type: ignore[misc]
 
