@@ -63,6 +63,26 @@ def test_the_lock_names_versions_and_no_place_to_get_them_from() -> None:
     assert [ln for ln in LINES if not re.fullmatch(rf"[a-z0-9-]+=={version}{marker}", ln)] == []
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("python", PYTHONS)
+def test_each_python_can_install_what_is_locked_for_it(python: str, tmp_path: Path) -> None:
+    # In a file of its own: pip goes by the markers for the Python that it runs on.
+    locked = tmp_path / "locked.txt"
+    locked.write_text("\n".join(f"{n}=={v}" for n, v in locked_for(python).items()), "utf-8")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps"),
+            *("--ignore-installed", "--only-binary=:all:", "--python-version", python),
+            *("--target", str(tmp_path / "nowhere"), "--requirement", str(locked)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Would install" in done.stdout
+
+
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_lock_keeps_to_what_the_project_allows(python: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
