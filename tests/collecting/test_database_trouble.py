@@ -23,7 +23,13 @@ from pulseguard_assets.collecting.platform import TICK_BUDGET, Platform
 from pulseguard_assets.collecting.polling import NotDue, PollFailed, PollReport, poll_when_due
 from pulseguard_assets.collecting.sweep import SweepFailed, sweep
 from pulseguard_assets.simulator.server import RunningSimulator
+from pulseguard_assets.warehouse.account import (
+    bundled_installation,
+    choose_account,
+    usable_installation,
+)
 from pulseguard_assets.warehouse.connection import DatabaseUnavailable, connect
+from pulseguard_assets.warehouse.embedded import DATABASE, EmbeddedPostgres
 
 PlatformFactory = Callable[..., Platform]
 MANY = 3300
@@ -146,6 +152,57 @@ def test_on_the_command_line_it_is_a_sentence_and_exit_code_2(
         assert "takes no writes" in done.stderr
         assert "Traceback" not in done.output
     assert asked(ticks) == 0
+
+
+@contextmanager
+def hot_standby(primary: EmbeddedPostgres, dsn: str, folder: Path) -> Iterator[str]:
+    """A server that follows the primary; yields the URL that `dsn`'s database has on it."""
+    account = choose_account(primary.pgdata)
+    copies = primary.data_dir / "postgres-programs"
+    programs = usable_installation(bundled_installation(), account, copies=copies) / "bin"
+    standby = EmbeddedPostgres(folder)
+    standby.pgdata.mkdir(mode=0o700)
+    if account.switch:
+        os.chown(standby.pgdata, account.uid, account.gid)
+    copied = account.run(
+        str(programs / "pg_basebackup"),
+        *(f"--pgdata={standby.pgdata}", f"--dbname={dsn}"),
+        *("--write-recovery-conf", "--checkpoint=fast", "--no-sync"),
+    )
+    assert copied.returncode == 0, copied.stderr
+    with standby as there:
+        yield there.replace(
+            f"/{DATABASE}?", f"/{psycopg.conninfo.conninfo_to_dict(dsn)['dbname']}?"
+        )
+
+
+def test_a_standby_is_told_of_and_collects_on_where_the_primary_was_when_it_takes_over(
+    platform: Platform,
+    new_platform: PlatformFactory,
+    ticks: Any,
+    database: str,
+    postgres: Any,
+    folder: Path,
+) -> None:
+    tick(platform)
+    before = minutes(database)
+    ticks.wait(minutes=1)
+    with hot_standby(postgres.embedded, database, folder) as standby:
+        platform = new_platform(database_url=standby)
+        with pytest.raises(WarehouseFailed, match=r"it is a standby.*Name the primary"):
+            tick(platform)
+        assert asked(ticks) == 1
+        assert minutes(standby) == before
+        assert rows(standby, "SELECT pg_promote()") == [(True,)]
+        ticks.wait(seconds=20)
+
+        done = tick(platform)
+
+        assert isinstance(done, PollReport)
+        after = minutes(standby)
+        assert [row for row in after if row[1] < done.minute] == before
+        assert len(after) == 2 * len(before)
+        ledger_is_right(standby, ticks)
 
 
 # --- out of connections ---
