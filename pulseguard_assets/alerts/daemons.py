@@ -34,24 +34,31 @@ _DOES = {
 }
 
 
-def look_at_daemons(heartbeats: Sequence[Heartbeat], *, now: datetime) -> Look:
+def look_at_daemons(
+    heartbeats: Sequence[Heartbeat], *, now: datetime, watching_since: datetime | None
+) -> Look:
     """What is wrong with the daemons.
+
+    After a break in the watch, by a machine that slept or a clock that leapt, every heartbeat is
+    old, of those daemons too that are well: then none is called silent before it had the time to
+    send another, and none that was is taken for back.
 
     Args:
         heartbeats: the newest of each daemon that there ever was. None at all tells nothing: the
             platform has not run yet.
+        watching_since: since when somebody looks without a break; None if nobody did until now.
     """
     if not heartbeats:
         return Look((), (AREA,))
     process = max(heartbeats, key=lambda each: each.at).process
     in_use = [each for each in heartbeats if each.process == process or _young(each, now)]
-    findings = [
-        *(_old(each, now) for each in in_use if not _young(each, now)),
-        *(_erring(each) for each in in_use if each.errors and _young(each, now)),
-    ]
+    silent = [each for each in in_use if not _young(each, now)]
+    findings = [_erring(each) for each in in_use if each.errors and _young(each, now)]
     if _two_at_work(in_use, process, now):
         findings.append(_two())
-    return Look(tuple(findings), (AREA,))
+    if silent and (watching_since is None or now - watching_since <= OLD_AFTER):
+        return Look(tuple(findings))
+    return Look((*(_old(each, now) for each in silent), *findings), (AREA,))
 
 
 def _young(heartbeat: Heartbeat, now: datetime) -> bool:

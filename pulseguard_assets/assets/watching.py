@@ -205,7 +205,9 @@ def _instigators(sight: _Sight) -> Look:
 
 
 def _daemons(sight: _Sight) -> Look:
-    return look_at_daemons(heartbeats(sight.connection), now=sight.now)
+    return look_at_daemons(
+        heartbeats(sight.connection), now=sight.now, watching_since=sight.watching_since
+    )
 
 
 def _runs(sight: _Sight) -> Look:

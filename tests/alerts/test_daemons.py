@@ -16,23 +16,30 @@ def beat(daemon: str, ago: float, process: str = "one", *errors: str) -> Heartbe
     return Heartbeat(daemon, process, NOON - timedelta(seconds=ago), errors)
 
 
+def look(*heartbeats: Heartbeat, watched_for: float | None = 600) -> Look:
+    """At noon, by somebody who has watched for so many seconds; None: nobody has."""
+    since = None if watched_for is None else NOON - timedelta(seconds=watched_for)
+    return look_at_daemons(heartbeats, now=NOON, watching_since=since)
+
+
 def causes(*heartbeats: Heartbeat) -> list[str]:
-    return [each.cause for each in look_at_daemons(heartbeats, now=NOON).findings]
+    return [each.cause for each in look(*heartbeats).findings]
 
 
 def only(*heartbeats: Heartbeat) -> Finding:
-    (found,) = look_at_daemons(heartbeats, now=NOON).findings
+    (found,) = look(*heartbeats).findings
     return found
 
 
 def test_daemons_that_are_alive_are_no_news() -> None:
     beats = [beat("SENSOR", 29), beat("SCHEDULER", 89), beat("BACKFILL", 0)]
 
-    assert look_at_daemons(beats, now=NOON) == Look((), ("daemons",))
+    assert look(*beats) == Look((), ("daemons",))
+    assert look(*beats, watched_for=None) == Look((), ("daemons",))
 
 
 def test_a_platform_that_has_not_run_yet_has_no_dead_daemons() -> None:
-    assert look_at_daemons([], now=NOON) == Look((), ("daemons",))
+    assert look() == Look((), ("daemons",))
 
 
 # --- OLD ---
@@ -43,10 +50,22 @@ def test_a_daemon_is_silent_after_more_than_two_minutes() -> None:
     assert causes(beat("SENSOR", 120.001), beat("SCHEDULER", 0)) == ["daemon:SENSOR:OLD"]
 
 
+@pytest.mark.parametrize("watched_for", [None, 0, 120])
+def test_after_a_machine_slept_or_its_clock_leapt_daemons_have_time_to_give_a_sign(
+    watched_for: float | None,
+) -> None:
+    asleep = beat("SENSOR", 10_800), beat("SCHEDULER", 1, "one", "x")
+
+    told = look(*asleep, watched_for=watched_for)
+
+    assert [each.cause for each in told.findings] == ["daemon:SCHEDULER:ERRORS"]
+    assert told.areas == (), "who was silent before is not taken for back either"
+    assert "daemon:SENSOR:OLD" in causes(*asleep)
+    assert look(*asleep, watched_for=120.001).areas == ("daemons",)
+
+
 def test_when_the_whole_process_is_silent_it_is_told_once_through_the_scheduler() -> None:
-    found = look_at_daemons(
-        [beat("SENSOR", 500), beat("SCHEDULER", 500), beat("BACKFILL", 510)], now=NOON
-    ).findings
+    found = look(beat("SENSOR", 500), beat("SCHEDULER", 500), beat("BACKFILL", 510)).findings
 
     explained = {each.cause: each.explained_by for each in found}
     assert explained == {

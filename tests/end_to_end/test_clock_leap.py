@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from crashes_support import closes, every_close_is_true, tables_agree
-from up_support import HERE, REAL, Up, eventually
+from up_support import HERE, OURS, Up, eventually
 
 from pulseguard_assets.simulator.market import Market
 from pulseguard_assets.warehouse.connection import connect
@@ -61,6 +61,9 @@ def clock(folder: Path) -> SteppedClock:
     return SteppedClock(folder, compiler)
 
 
+TAKEN_FOR_DEAD = "SELECT cause FROM incidents WHERE cause ~ '^(daemon|process|watchdog):'"
+
+
 def minutes_since(up: Up, instant: datetime) -> int:
     """How many minutes are stored that began after an instant, up to an hour after it."""
     return up.query(
@@ -77,7 +80,7 @@ def open_causes(up: Up) -> set[str]:
 def test_collection_goes_on_at_once_whichever_way_the_clock_leaps(
     clock: SteppedClock, start: Callable[..., Up]
 ) -> None:
-    up = start("demo", program=REAL, PULSEGUARD_MODE="20", **clock.environment)
+    up = start("demo", definitions=OURS, PULSEGUARD_MODE="20", **clock.environment)
     up.wait_until_up()
     begun = clock.now() - timedelta(minutes=2)
     eventually("a first minute", lambda: minutes_since(up, begun) >= 1)
@@ -94,13 +97,7 @@ def test_collection_goes_on_at_once_whichever_way_the_clock_leaps(
     future = "data:minute_close:FUTURE"
     eventually("prices of the future are told of", lambda: future in open_causes(up), within=150)
     assert not {cause for cause in open_causes(up) if cause.startswith("sensor:")}
-    # False alarms of the leap are over when they were held for as long as every incident is.
-    daemons = ("daemon:", "process:")
-    eventually(
-        "nobody is taken for dead",
-        lambda: not any(cause.startswith(daemons) for cause in open_causes(up)),
-        within=300,
-    )
+    assert up.rows(TAKEN_FOR_DEAD) == []
     eventually("no cycle is left open", lambda: up.query(RUNNING) == 0, within=60)
 
     with connect(running_dsn(up.data_dir) or "") as connection:
