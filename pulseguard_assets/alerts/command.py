@@ -14,10 +14,11 @@ import click
 from pulseguard_assets.alerts.channels import ChannelRefused, channels_of, send
 from pulseguard_assets.alerts.errors import AlertsError
 from pulseguard_assets.alerts.incidents import Incident, incidents, open_incidents
-from pulseguard_assets.alerts.messages import greeting, linked, shortened, span
+from pulseguard_assets.alerts.messages import greeting, linked, span
 from pulseguard_assets.settings import load_settings
 from pulseguard_assets.warehouse.at_hand import dsn_in_use
 from pulseguard_assets.warehouse.connection import connect
+from pulseguard_assets.wording import shortened
 
 _NEWEST = 200
 

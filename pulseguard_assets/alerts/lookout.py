@@ -22,13 +22,13 @@ import psycopg
 from pulseguard_assets.alerts.channels import Channel, channels_of
 from pulseguard_assets.alerts.complaint import Complaint, Say
 from pulseguard_assets.alerts.heartbeat import Heartbeat
-from pulseguard_assets.alerts.load_error import load_error
 from pulseguard_assets.alerts.looking import tell
 from pulseguard_assets.alerts.model import Look
 from pulseguard_assets.alerts.outbox import ChannelsFailing
 from pulseguard_assets.alerts.process_rules import Trail, followed, look_at_processes
 from pulseguard_assets.alerts.status import Status, take_status
 from pulseguard_assets.running.instance import Folders
+from pulseguard_assets.running.load_error import load_error
 from pulseguard_assets.settings import Settings, load_settings
 from pulseguard_assets.warehouse.at_hand import dsn_at_hand
 from pulseguard_assets.warehouse.connection import (

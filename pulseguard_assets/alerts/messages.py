@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from pulseguard_assets.alerts.model import Incident
+from pulseguard_assets.wording import cut, shortened
 
 # A lock screen and the subject line of a mail show about so much.
 LONGEST_TITLE = 80
@@ -65,7 +66,7 @@ def _over(incident: Incident, ui_url: str) -> str:
 def _paragraphs(sentence: str, figures: list[str], incident: Incident, ui_url: str) -> str:
     lines = [shortened(sentence, _LONGEST_SENTENCE), "", *figures]
     if incident.help is not None and incident.is_open:
-        lines.append(f"What to do: {_cut(incident.help.strip(), _LONGEST_HELP)}")
+        lines.append(f"What to do: {cut(incident.help.strip(), _LONGEST_HELP)}")
     lines.append(f"Link: {linked(ui_url, incident.link)}")
     return "\n".join(lines)
 
@@ -81,16 +82,6 @@ def _how_often(incident: Incident) -> str:
 def linked(ui_url: str, path: str | None) -> str:
     """The address of a page of the web interface; without a path, of its first."""
     return ui_url.rstrip("/") + (path or "")
-
-
-def shortened(text: str, limit: int) -> str:
-    """`text` in one line of at most `limit` characters, without any that a terminal would obey."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return _cut(line, limit)
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"
 
 
 def span(duration: timedelta) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from pulseguard_assets.alerts.messages import shortened
 from pulseguard_assets.alerts.status import age, clock
 from pulseguard_assets.alerts.status_facts import DOWN, FINE, Status, Trouble
+from pulseguard_assets.wording import shortened
 
 _WIDTH = 100
 _TITLE = 14

@@ -14,11 +14,12 @@ from typing import Any
 import dagster as dg
 
 from pulseguard_assets.alerts.incidents import Incident
-from pulseguard_assets.alerts.messages import linked, shortened
+from pulseguard_assets.alerts.messages import linked
 from pulseguard_assets.assets.operations import GROUP
 from pulseguard_assets.assets.tables import OWNERS, with_query
 from pulseguard_assets.assets.watching import watch
 from pulseguard_assets.collecting.platform import Platform
+from pulseguard_assets.wording import shortened
 
 KEY = dg.AssetKey("incidents")
 

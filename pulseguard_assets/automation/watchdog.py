@@ -20,11 +20,11 @@ from datetime import timedelta
 import dagster as dg
 
 from pulseguard_assets.alerts.instigators import WATCHDOG, Watched
-from pulseguard_assets.alerts.messages import shortened
 from pulseguard_assets.alerts.model import Incident
 from pulseguard_assets.assets.incidents import KEY, open_metadata
 from pulseguard_assets.assets.watching import watch
 from pulseguard_assets.collecting.platform import Platform
+from pulseguard_assets.wording import shortened
 
 # Every minute leaves a tick with this text.
 _MOST_NAMED = 3

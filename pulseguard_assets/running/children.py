@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from pydantic import SecretStr
 
 from pulseguard_assets.resources import shipped
 from pulseguard_assets.running.instance import Folders
 from pulseguard_assets.running.leftovers import MARK
+from pulseguard_assets.running.load_error import load_error
 from pulseguard_assets.running.probes import code_server_probe, http_probe
 from pulseguard_assets.running.supervisor import ChildSpec
 from pulseguard_assets.settings import PREFIX, SECRET_FIELDS, Settings, variable_of
@@ -119,6 +121,17 @@ def code_server(settings: Settings, folders: Folders, variables: Mapping[str, st
         stops_group=True,
         # Of which a real provider has no child.
         needs=(SIMULATOR,),
+        explanation=_why_code_does_not_load,
+    )
+
+
+def _why_code_does_not_load(log: Path) -> str | None:
+    error = load_error(log, starts=1)
+    if error is None:
+        return None
+    return (
+        f"The code cannot be loaded: {error.rstrip('.')}. Mend it, or name code that can be in "
+        f"{variable_of('definitions')}."
     )
 
 

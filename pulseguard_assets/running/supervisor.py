@@ -46,6 +46,7 @@ class ChildSpec:
         stops_group: send the stop signal to the whole group, because it has workers which are
             to be told too.
         needs: names of children without which it cannot work. They are told to stop after it.
+        explanation: why it does not start and what to do, by its log; None where that does not say.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ChildSpec:
     ready_within: float = 90.0
     stops_group: bool = False
     needs: tuple[str, ...] = ()
+    explanation: Callable[[Path], str | None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -457,6 +459,9 @@ class Supervisor:
         await asyncio.gather(child.reader, return_exceptions=True)
 
     def _failure(self, child: _Child, error: NotServing) -> str:
+        explanation = child.spec.explanation(child.log.path)
+        if explanation is not None:
+            return f"The {child.spec.name} did not start. {explanation} See {child.log.path}"
         said = "\n".join(f"    {line}" for line in child.log.tail())
         return (
             f"The {child.spec.name} did not start: {error}. Its last lines "

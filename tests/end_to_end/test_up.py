@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from up_support import Up, eventually
+from up_support import PATIENCE, Up, eventually
 
 from pulseguard_assets.warehouse.embedded import running_dsn
 from pulseguard_assets.warehouse.postmaster import processes_in
@@ -119,6 +119,19 @@ def test_a_run_in_progress_is_told_to_stop_with_the_platform(start: Callable[...
         again.process.send_signal(signal.SIGINT)
     assert again.process.wait(3) in (130, 0)
     eventually("everything is gone", lambda: not again.processes(), within=STOPS_WITHIN)
+
+
+def test_code_that_cannot_be_loaded_is_told_by_its_setting_and_leaves_nothing_running(
+    start: Callable[..., Up],
+) -> None:
+    up = start("demo", definitions="nowhere.prices")
+
+    assert up.process.wait(PATIENCE) == 2
+
+    assert "The code cannot be loaded: ModuleNotFoundError: No module named 'nowhere'" in up.screen
+    assert "PULSEGUARD_DEFINITIONS" in up.screen
+    assert "Traceback" not in up.screen
+    assert not up.processes()
 
 
 def test_simulated_and_real_prices_are_never_mixed(start: Callable[..., Up], folder: Path) -> None:

@@ -146,7 +146,7 @@ def test_no_secret_is_on_a_command_line(tmp_path: Path) -> None:
     folders = Folders(tmp_path)
     variables = children.environment(settings, folders, dsn, inherited={})
     for spec in (
-        children.code_server(folders, variables),
+        children.code_server(settings, folders, variables),
         children.webserver(settings, folders, variables),
         children.daemon(folders, variables),
         children.lookout(folders, variables),
@@ -170,7 +170,7 @@ def test_only_what_runs_our_code_knows_our_secrets(tmp_path: Path) -> None:
     known = {
         spec.name: {name for name, value in SECRETS.items() if value in spec.environment.values()}
         for spec in (
-            children.code_server(folders, variables),
+            children.code_server(settings, folders, variables),
             children.webserver(settings, folders, variables),
             children.daemon(folders, variables),
             children.lookout(folders, variables),

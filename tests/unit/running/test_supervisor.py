@@ -126,6 +126,28 @@ def test_a_child_that_dies_while_starting_is_noticed_at_once_with_its_last_words
     assert time.monotonic() - begun < 20
 
 
+def test_a_child_that_does_not_start_is_told_in_the_words_of_who_can_read_its_log(
+    child: MakeSpec, tmp_path: Path
+) -> None:
+    spec = child(
+        "raise SystemExit('the port is taken')",
+        probe=file_probe(tmp_path / "never"),
+        ready_within=60,
+        explanation=lambda log: f"It said {log.read_text().splitlines()[-1]!r}.",
+    )
+
+    async def scenario() -> None:
+        async with supervising(tmp_path) as (supervisor, _):
+            with pytest.raises(ChildFailed) as failure:
+                await supervisor.start(spec)
+            log = tmp_path / "logs" / "child.log"
+            assert str(failure.value) == (
+                f"The child did not start. It said 'the port is taken'. See {log}"
+            )
+
+    asyncio.run(scenario())
+
+
 def test_a_child_that_never_serves_is_given_up_and_stopped(child: MakeSpec, tmp_path: Path) -> None:
     spec = child(SLEEP, probe=file_probe(tmp_path / "never"), ready_within=0.2)
 

@@ -1,7 +1,7 @@
 """Why the code server does not start, in the words of the error itself.
 
 Belongs here: reading the end of its log, which `up` keeps. Does not: what follows from it
-(`lookout.py`), nor writing the log (`running/logs.py`).
+(`children.py`, `alerts/lookout.py`), nor writing the log (`running/logs.py`).
 
 Python prints a chain of errors from the first to the last, and Dagster puts its own at the end:
 "Error occurred during the loading of Dagster definitions in executable_path=...". What somebody
@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pulseguard_assets.alerts.messages import shortened
+from pulseguard_assets.wording import shortened
 
 # A traceback of Dagster's has 10 KB; a start says hardly anything else.
 _READ = 256 * 1024
@@ -30,15 +30,16 @@ _MEANWHILE = "During handling of the above exception, another exception occurred
 _PLACE = re.compile(r'  File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
-def load_error(log: Path) -> str | None:
+def load_error(log: Path, *, starts: int = 2) -> str | None:
     """The error that ended the newest start that was ended by one, in a line.
 
     Args:
         log: `code-server.log`.
+        starts: how many of the newest starts are looked at. Of the newest there may be no word yet.
 
     Returns:
-        Such as `ModuleNotFoundError: No module named 'pandaz' (prices.py, line 6)`; None where the
-        last two starts have left no traceback.
+        Such as `ModuleNotFoundError: No module named 'pandaz' (prices.py, line 6)`; None where none
+        of these starts has left a traceback.
     """
     try:
         with log.open("rb") as file:
@@ -46,8 +47,7 @@ def load_error(log: Path) -> str | None:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return None
-    # Of the newest start there may be no word yet.
-    for start in reversed(_starts(text.splitlines())[-2:]):
+    for start in reversed(_starts(text.splitlines())[-starts:]):
         found = _innermost(start)
         if found is not None:
             return found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pulseguard_assets.alerts.load_error import load_error
+from pulseguard_assets.running.load_error import load_error
 from pulseguard_assets.running.logs import ChildLog
 
 IMPORTS_WHAT_IS_NOT_THERE = "import dagster\n\nimport pandaz\n"
@@ -101,6 +101,7 @@ def test_what_was_said_before_the_last_two_starts_is_past(log: ChildLog) -> None
     started(log, *traceback("ValueError: long ago"))
     started(log, "all is well")
     assert load_error(log.path) == "ValueError: long ago (prices.py, line 6)"
+    assert load_error(log.path, starts=1) is None
     started(log, "all is well")
     assert load_error(log.path) is None
 
