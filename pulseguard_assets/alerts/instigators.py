@@ -222,7 +222,8 @@ def _never(case: _Case) -> Finding | None:
 
 def _never_switched_on(case: _Case) -> Finding | None:
     """Off is what Dagster makes of a sensor or schedule whose code says nothing of it."""
-    if case.watching_since is None or case.now - case.watching_since < _LEAST_SILENCE:
+    # Nothing has to be waited for: Dagster knows it from the moment it is switched on.
+    if case.watching_since is None:
         return None
     return _finding(
         case,
