@@ -34,6 +34,7 @@ from pulseguard_assets.collecting.errors import CollectingError
 from pulseguard_assets.collecting.planning import COINS_THERE_ARE, polling_by_settings
 from pulseguard_assets.running.address import AddressUnusable
 from pulseguard_assets.running.demo import demo_settings, free_port
+from pulseguard_assets.running.in_force import settings_in_force
 from pulseguard_assets.running.instance import Folders, InstanceError, running_pid
 from pulseguard_assets.running.platform import Options, up
 from pulseguard_assets.running.polling import in_words
@@ -105,6 +106,10 @@ _OF_PLAN: LoadedWhenCalled = {
         "What taking closes of the past from history costs.",
     ),
 }
+# They are about the platform that runs, whatever shell they are typed in.
+_BESIDE_A_PLATFORM = frozenset(
+    ("alert-test", "collect", "incidents", "migrate", "plan", "psql", "roles", "status")
+)
 
 
 class Commands(click.Group):
@@ -152,11 +157,15 @@ def _load(where: str) -> click.Command:
     loaded_when_called=_OF_MAIN,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Crypto prices, collected every minute into PostgreSQL, by Dagster.
 
-    Settings are read from environment variables (PULSEGUARD_...) and from the file .env.
+    Settings are read from environment variables (PULSEGUARD_...) and from the file .env. What is
+    set in neither, commands beside a running platform take from it.
     """
+    if ctx.invoked_subcommand in _BESIDE_A_PLATFORM:
+        ctx.with_resource(settings_in_force())
 
 
 def _listening(command: F) -> F:

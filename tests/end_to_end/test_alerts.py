@@ -185,6 +185,12 @@ def _each_is_named(up: Up, begun: datetime, stopped: datetime) -> None:
     since["sensor:hanging:HUNG"] = max(begun, hanging_since)
     for cause, instant in since.items():
         assert found[cause][0] - instant <= NAMED_WITHIN, cause
+    # From a shell in which nothing is set but the folder.
+    code, status = up.status("--json")
+    told = json.loads(status)
+    assert code == 1
+    assert since.keys() <= {each["cause"] for each in told["incidents"]}
+    assert (told["credits"]["plan"], told["channels"]) == ("pro", ["json (1)", "mailto (2)"])
     assert found.keys() == since.keys(), "nothing else is wrong, and none has two names"
 
 
