@@ -33,7 +33,7 @@ from pulseguard_assets.coingecko.plans import PLANS, plan_for
 from pulseguard_assets.collecting.errors import CollectingError
 from pulseguard_assets.collecting.planning import COINS_THERE_ARE, polling_by_settings
 from pulseguard_assets.running.address import AddressUnusable
-from pulseguard_assets.running.demo import demo_settings, free_port
+from pulseguard_assets.running.demo import demo_settings, folder_of, free_port
 from pulseguard_assets.running.in_force import settings_in_force
 from pulseguard_assets.running.instance import Folders, InstanceError, running_pid
 from pulseguard_assets.running.platform import Options, up
@@ -106,10 +106,9 @@ _OF_PLAN: LoadedWhenCalled = {
         "What taking closes of the past from history costs.",
     ),
 }
-# They are about the platform that runs, whatever shell they are typed in.
-_BESIDE_A_PLATFORM = frozenset(
-    ("alert-test", "collect", "incidents", "migrate", "plan", "psql", "roles", "status")
-)
+# They are about the platform that runs, whatever shell they are typed in. So are those that can be
+# about the demo, which see to that themselves.
+_BESIDE_A_PLATFORM = frozenset(("alert-test", "collect", "incidents", "migrate", "plan", "roles"))
 
 
 class Commands(click.Group):
@@ -231,7 +230,7 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--demo", is_flag=True, help="Of the running demo.")
 def reload_command(demo: bool) -> None:
     """Restart the code server of a running platform, with the code as it is now."""
-    folders = Folders(_data_dir(demo=demo))
+    folders = Folders(folder_of(load_settings(), demo=demo))
     pid = running_pid(folders)
     if pid is None:
         raise InstanceError(f"No PulseGuard runs in {folders.root}. Start it: pulseguard up")
@@ -312,8 +311,10 @@ def psql_command(demo: bool, arguments: tuple[str, ...]) -> None:
 
     ARGUMENTS go to psql: pulseguard psql -c "SELECT count(*) FROM minute_close"
     """
-    data_dir = _data_dir(demo=demo)
-    dsn = running_dsn(data_dir) if demo else dsn_at_hand(load_settings())
+    with settings_in_force(demo=demo):
+        settings = load_settings()
+    data_dir = folder_of(settings, demo=demo)
+    dsn = running_dsn(data_dir) if demo else dsn_at_hand(settings)
     if dsn is None:
         raise InstanceError(
             f"The embedded PostgreSQL of {data_dir} does not run. Start it in another terminal: "
@@ -343,11 +344,6 @@ def _psql() -> str:
 def version_command() -> None:
     """Print the version."""
     click.echo(importlib.metadata.version("pulseguard"))
-
-
-def _data_dir(*, demo: bool) -> Path:
-    data_dir = load_settings().data_dir
-    return data_dir / "demo" if demo else data_dir
 
 
 if __name__ == "__main__":

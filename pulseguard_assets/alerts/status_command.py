@@ -14,6 +14,7 @@ import click
 from pulseguard_assets.alerts.status import take_status
 from pulseguard_assets.alerts.status_screen import for_a_machine, for_a_person
 from pulseguard_assets.running.demo import demo_settings
+from pulseguard_assets.running.in_force import settings_in_force
 from pulseguard_assets.settings import load_settings
 
 # What is left of 3 s for a database that says nothing, with a start on a busy machine taken off.
@@ -32,7 +33,8 @@ def status_command(ctx: click.Context, demo: bool, as_json: bool) -> None:
 
     Exit code 0 healthy, 1 degraded or just starting, 2 down.
     """
-    settings = demo_settings(_ANY_PORT) if demo else load_settings()
+    with settings_in_force(demo=demo):
+        settings = demo_settings(_ANY_PORT) if demo else load_settings()
     status = take_status(settings, now=datetime.now(timezone.utc), patience=_PATIENCE)
     if as_json:
         click.echo(json.dumps(for_a_machine(status), indent=2))

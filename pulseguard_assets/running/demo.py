@@ -6,6 +6,7 @@ Belongs here: what the demo overrides. Does not: the simulator itself (`simulato
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 from pulseguard_assets.settings import Settings, load_settings
@@ -33,8 +34,13 @@ def demo_settings(simulator_port: int, **overrides: Any) -> Settings:
     """
     base_url = f"http://127.0.0.1:{simulator_port}/api/v3"
     usual = load_settings(**{**_FIGURES, "base_url": base_url, **overrides})
-    own = {"base_url": base_url, "data_dir": usual.data_dir / "demo"}
+    own = {"base_url": base_url, "data_dir": folder_of(usual, demo=True)}
     return load_settings(**{**_FIGURES, **overrides, **own})
+
+
+def folder_of(settings: Settings, *, demo: bool) -> Path:
+    """The data folder of these settings, or the one that the demo has in it."""
+    return settings.data_dir / "demo" if demo else settings.data_dir
 
 
 def free_port() -> int:

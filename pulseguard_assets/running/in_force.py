@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import psutil  # type: ignore[import-untyped]
 
+from pulseguard_assets.running.demo import folder_of
 from pulseguard_assets.running.instance import Folders
 from pulseguard_assets.running.processes import read_processes
 from pulseguard_assets.settings import Settings, SettingsError, load_settings, variable_of
@@ -28,25 +29,26 @@ _ACCESS = frozenset(
 
 
 @contextmanager
-def settings_in_force() -> Iterator[None]:
+def settings_in_force(*, demo: bool = False) -> Iterator[None]:
     """Let `load_settings` take from the running platform what this shell does not set.
 
-    The platform is the one in the data folder of this shell's settings. Where none runs, or it is
-    another user's, whose settings may not be read, nothing changes; nor where this shell's are
-    wrong, which whoever loads them is told.
+    The platform is the one in the data folder of this shell's settings, or the demo in it. Where
+    none runs, or it is another user's, whose settings may not be read, nothing changes; nor where
+    this shell's are wrong, which whoever loads them is told.
     """
     try:
         ours = load_settings()
     except SettingsError:
         yield
         return
-    with _set(_missing(ours, _of_platform(Folders(ours.data_dir)))):
+    with _set(_missing(ours, _of_platform(Folders(folder_of(ours, demo=demo))))):
         yield
 
 
 def _missing(ours: Settings, theirs: Mapping[str, str]) -> dict[str, str]:
     """The variables of theirs that ours do not speak of."""
-    set_here = set(ours.model_fields_set)
+    # By the folder it was found.
+    set_here = {*ours.model_fields_set, "data_dir"}
     if set_here & _ACCESS:
         set_here |= _ACCESS
     names = [variable_of(field) for field in Settings.model_fields if field not in set_here]
@@ -68,7 +70,7 @@ def _of_platform(folders: Folders) -> Mapping[str, str]:
         database = variable_of("database_url")
         # Its children are told of the embedded server by address, and a shell by not being told.
         if variables.get(database) == running_dsn(folders.root):
-            del variables[database]
+            variables.pop(database, None)
         return variables
     return {}
 

@@ -46,6 +46,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
     def running(
         *,
         name: str = "lookout",
+        folder: Path = tmp_path,
         up: Callable[[ProcessRecord], ProcessRecord] = lambda record: record,
         **settings: object,
     ) -> None:
@@ -54,7 +55,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
         dsn = EMBEDDED if url is None else url.get_secret_value()
         child = subprocess.Popen(
             [sys.executable, "-c", SLEEP],
-            env=children.environment(given, Folders(tmp_path), dsn),
+            env=children.environment(given, Folders(folder), dsn),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -62,7 +63,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
         assert child.stdout is not None
         child.stdout.readline()
         write_processes(
-            processes_file(Folders(tmp_path)),
+            processes_file(Folders(folder)),
             ProcessList(
                 up(record_of("up", os.getpid()).now("running")),
                 (record_of("daemon", os.getpid()), record_of(name, child.pid).now("running")),
@@ -74,8 +75,8 @@ def running(tmp_path: Path) -> Iterator[Running]:
         child.communicate()
 
 
-def in_force_now() -> Settings:
-    with settings_in_force():
+def in_force_now(*, demo: bool = False) -> Settings:
+    with settings_in_force(demo=demo):
         return load_settings()
 
 
@@ -137,6 +138,16 @@ def test_the_embedded_server_is_found_by_its_folder_as_ever(running: Running) ->
     running(mode="250")
 
     assert in_force_now().database_url is None
+
+
+def test_the_demo_is_asked_for_its_own(running: Running, tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    running(data_dir=folder, folder=folder, mode="250")
+
+    assert in_force_now().mode == "top1000"
+    assert in_force_now(demo=True).mode == "250"
+    assert in_force_now(demo=True).data_dir == tmp_path
 
 
 def test_of_a_process_that_knows_no_secrets_nothing_is_asked(running: Running) -> None:
