@@ -25,6 +25,8 @@ LOCATION = "pulseguard"
 CODE_SERVER = "code-server"
 SIMULATOR = "simulator"
 DAEMON = "daemon"
+# Whether the database that a child is told of by its address is the embedded one.
+EMBEDDED = "PULSEGUARD_INTERNAL_EMBEDDED"
 
 # The default, the number of processors plus four, is 6 on a small machine: eight ticks at once
 # (dagster.yaml) would leave no thread for the web interface. Threads are made when needed.
@@ -49,6 +51,7 @@ def environment(
         **_inherited(inherited),
         **_settings_as_variables(settings),
         "PULSEGUARD_DATABASE_URL": dsn,
+        EMBEDDED: "yes" if settings.database_url is None else "no",
         "PULSEGUARD_DAGSTER_DATABASE_URL": dagster_url(dsn, role=dagster_role),
         MARK: str(folders.code_server_socket),
         "PULSEGUARD_INTERNAL_COMPUTE_LOGS": str(folders.compute_logs),

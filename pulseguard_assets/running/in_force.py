@@ -14,14 +14,14 @@ from contextlib import contextmanager
 
 import psutil  # type: ignore[import-untyped]
 
+from pulseguard_assets.running.children import CODE_SERVER, EMBEDDED
 from pulseguard_assets.running.demo import folder_of
 from pulseguard_assets.running.instance import Folders
 from pulseguard_assets.running.processes import read_processes
 from pulseguard_assets.settings import Settings, SettingsError, load_settings, variable_of
-from pulseguard_assets.warehouse.embedded import running_dsn
 
 # The children that know every setting, secrets too.
-_KNOW_ALL = ("lookout", "code-server")
+_KNOW_ALL = ("lookout", CODE_SERVER)
 # Who names one of them means another access to the provider, of which the platform knows nothing.
 _ACCESS = frozenset(
     ("plan", "api_key", "base_url", "calls_per_minute", "credits_per_month", "history_days")
@@ -67,10 +67,9 @@ def _of_platform(folders: Folders) -> Mapping[str, str]:
             variables: dict[str, str] = psutil.Process(child.pid).environ()
         except psutil.Error:
             continue
-        database = variable_of("database_url")
-        # Its children are told of the embedded server by address, and a shell by not being told.
-        if variables.get(database) == running_dsn(folders.root):
-            variables.pop(database, None)
+        # A shell finds that by its folder, and knows which one it is also when it is down.
+        if variables.get(EMBEDDED) == "yes":
+            variables.pop(variable_of("database_url"), None)
         return variables
     return {}
 

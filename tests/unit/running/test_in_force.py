@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from pulseguard_assets import cli
-from pulseguard_assets.running import children, in_force
+from pulseguard_assets.running import children
 from pulseguard_assets.running.in_force import settings_in_force
 from pulseguard_assets.running.instance import Folders
 from pulseguard_assets.running.processes import (
@@ -35,7 +35,6 @@ Running = Callable[..., None]
 @pytest.fixture(autouse=True)
 def _nothing_set(only_our_settings: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PULSEGUARD_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(in_force, "running_dsn", lambda _: EMBEDDED)
 
 
 @pytest.fixture
@@ -134,7 +133,7 @@ def test_another_access_to_the_provider_is_not_mixed_with_the_platforms(
     assert settings.mode == "250"
 
 
-def test_the_embedded_server_is_found_by_its_folder_as_ever(running: Running) -> None:
+def test_the_embedded_server_is_found_by_its_folder_also_when_it_is_down(running: Running) -> None:
     running(mode="250")
 
     assert in_force_now().database_url is None
