@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from pulseguard_assets.alerts.dagster_state import Heartbeat
-from pulseguard_assets.alerts.model import Finding, Look
+from pulseguard_assets.alerts.model import ASK_FOR_STATUS, Finding, Look
 
 AREA = "daemons"
 OLD_AFTER = timedelta(seconds=120)
@@ -142,6 +142,6 @@ def _finding(
         title=title,
         message=message,
         link="/deployment/daemons",
-        help="pulseguard status",
+        help=ASK_FOR_STATUS,
         explained_by=explained_by,
     )

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from cronsim import CronSim
 
 from pulseguard_assets.alerts.dagster_state import Instigator, Tick
-from pulseguard_assets.alerts.model import Finding, Look
+from pulseguard_assets.alerts.model import ASK_FOR_STATUS, Finding, Look
 
 PRICE_SENSOR = "coingecko_price_sensor"
 WATCHDOG = "watchdog_schedule"
@@ -291,7 +291,7 @@ def _finding(
     *,
     severity: str = "error",
     occurrences: int = 1,
-    help_: str | None = "pulseguard status",
+    help_: str | None = ASK_FOR_STATUS,
     explained_by: tuple[str, ...] | None = None,
 ) -> Finding:
     name, what = case.watched.name, case.watched.kind

@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+# What helps where the next step depends on how everything else is.
+ASK_FOR_STATUS = "pulseguard status"
+
 
 @dataclass(frozen=True)
 class Finding:

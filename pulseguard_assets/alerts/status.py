@@ -14,7 +14,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Literal
 
 from pulseguard_assets.alerts.instigators import look_at_instigators
-from pulseguard_assets.alerts.model import Finding
+from pulseguard_assets.alerts.messages import linked
+from pulseguard_assets.alerts.model import ASK_FOR_STATUS, Finding
 from pulseguard_assets.alerts.status_facts import (
     DEGRADED,
     DOWN,
@@ -96,8 +97,8 @@ def take_status(settings: Settings, *, now: datetime, patience: float = PATIENCE
         *_heartbeat_troubles(settings, facts, processes, now),
         *_close_troubles(settings, facts, started_at, now),
         *(() if starting else _unread_troubles(facts)),
-        *_incident_troubles(facts.incidents or (), now),
-        *_finding_troubles(findings, facts, now),
+        *_incident_troubles(settings, facts.incidents or (), now),
+        *_finding_troubles(settings, findings, facts, now),
         *_outbox_troubles(facts.outbox or ()),
     ]
     troubles.sort(key=lambda trouble: -trouble.level)
@@ -401,19 +402,30 @@ def _unread_troubles(facts: DatabaseFacts) -> Iterator[Trouble]:
             )
 
 
-def _incident_troubles(incidents: Sequence[IncidentStatus], now: datetime) -> Iterator[Trouble]:
+def _incident_troubles(
+    settings: Settings, incidents: Sequence[IncidentStatus], now: datetime
+) -> Iterator[Trouble]:
     for incident in incidents:
         if incident.severity != "warning":
             yield Trouble(
                 DEGRADED,
                 f"{incident.title} (since {clock(incident.since, now)})",
                 incident.message,
-                incident.help or "More of it: pulseguard incidents",
+                _remedy(settings, incident),
             )
 
 
+def _remedy(settings: Settings, told: IncidentStatus | Finding) -> str | None:
+    """What helps, for somebody who has asked for the status already."""
+    if told.help is not None and told.help != ASK_FOR_STATUS:
+        return told.help
+    if told.link is None:
+        return "More of it: pulseguard incidents"
+    return f"See {linked(settings.ui_address, told.link)}"
+
+
 def _finding_troubles(
-    findings: Sequence[Finding], facts: DatabaseFacts, now: datetime
+    settings: Settings, findings: Sequence[Finding], facts: DatabaseFacts, now: datetime
 ) -> Iterator[Trouble]:
     told = {incident.cause for incident in facts.incidents or ()}
     failing_since = {each.name: each.failing_since for each in facts.instigators or ()}
@@ -422,7 +434,9 @@ def _finding_troubles(
             continue
         since = failing_since.get(finding.subject)
         when = f" (since {clock(since, now)})" if since else ""
-        yield Trouble(DEGRADED, f"{finding.title}{when}", finding.message, finding.help)
+        yield Trouble(
+            DEGRADED, f"{finding.title}{when}", finding.message, _remedy(settings, finding)
+        )
 
 
 def _outbox_troubles(outbox: Sequence[BacklogStatus]) -> Iterator[Trouble]:

@@ -128,6 +128,7 @@ class IncidentStatus:
     message: str
     severity: str
     since: datetime
+    link: str | None
     help: str | None
 
 

@@ -204,7 +204,13 @@ def _watching_since(connection: Connection, now: datetime) -> datetime | None:
 def _incidents(connection: Connection, _: datetime) -> Any:
     return tuple(
         IncidentStatus(
-            each.cause, each.title, each.message, each.severity, each.first_seen, each.help
+            each.cause,
+            each.title,
+            each.message,
+            each.severity,
+            each.first_seen,
+            each.link,
+            each.help,
         )
         for each in open_incidents(connection)
     )

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from pulseguard_assets.alerts.dagster_state import FailedCheck, FailedRuns
 from pulseguard_assets.alerts.instigators import PRICE_SENSOR
-from pulseguard_assets.alerts.model import Finding, Look
+from pulseguard_assets.alerts.model import ASK_FOR_STATUS, Finding, Look
 
 RUNS = "runs"
 CHECKS = "checks"
@@ -52,7 +52,7 @@ def _run(failed: FailedRuns) -> Finding:
         title=f"A run of {failed.what} failed",
         message=f"{_sentence(failed.error or 'The run left no error')} {often}{part}",
         link=f"/runs/{failed.run_id}",
-        help="pulseguard status",
+        help=ASK_FOR_STATUS,
         occurrences=failed.failures,
         explained_by=_POLLS_FAIL,
     )
@@ -77,7 +77,7 @@ def _check(failed: FailedCheck) -> Finding:
         title=title,
         message=f"{said} That was at {_minute(failed.at)}{of}.",
         link=f"/assets/{failed.asset}?view=checks&checkDetail={failed.check}",
-        help=failed.query or "pulseguard status",
+        help=failed.query or ASK_FOR_STATUS,
         explained_by=explained_by,
     )
 

@@ -566,6 +566,34 @@ def test_an_open_incident_degrades_unless_it_is_a_warning(
         assert status.problems[0].endswith("Set PULSEGUARD_API_KEY")
 
 
+@pytest.mark.parametrize(
+    ("help_", "link", "do"),
+    [
+        ("SELECT 1;", "/runs/1", "SELECT 1;"),
+        ("pulseguard status", "/runs/1", "See https://pulse.example.org/runs/1"),
+        (None, "/runs/1", "See https://pulse.example.org/runs/1"),
+        (None, None, "More of it: pulseguard incidents"),
+    ],
+)
+def test_whoever_asks_for_the_status_is_not_sent_to_ask_for_it(
+    take: Take,
+    here: Here,
+    connection: psycopg.Connection,
+    help_: str | None,
+    link: str | None,
+    do: str,
+) -> None:
+    here()
+    incident = add_incident(connection)
+    connection.execute(
+        "UPDATE incidents SET help = %s, link = %s WHERE id = %s", (help_, link, incident)
+    )
+
+    status = take(ui_url="https://pulse.example.org")
+
+    assert status.problems[0].endswith(do)
+
+
 def add_incident(
     connection: psycopg.Connection,
     *,
@@ -632,6 +660,7 @@ def test_a_failing_sensor_is_named_though_no_watchdog_runs(
     assert status.headline.startswith(f"PulseGuard is degraded: {SENSOR} fails")
     assert status.headline.endswith("(since 12:03 UTC).")
     assert "CoinGecko answers 503." in status.problems[0]
+    assert status.problems[0].endswith("pulseguard collect --once")
     assert status.instigators is not None
     assert [(each.name, each.outcome, each.verdict) for each in status.instigators] == [
         (SENSOR, "failure", "FAILING"),
