@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 import subprocess
@@ -42,6 +43,23 @@ def parents(graph: Any, asset: str) -> set[str]:
 
 
 # --- loading ---
+
+
+def test_assets_of_ones_own_stand_beside_ours_as_the_documentation_shows(
+    only_our_settings: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shown = (ROOT / "docs" / "running.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", shown, re.DOTALL)
+    (tmp_path / "prices_as_shown.py").write_text(code, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    defs = importlib.import_module("prices_as_shown").defs
+
+    dg.Definitions.validate_loadable(defs)
+    assert parents(defs.resolve_asset_graph(), "portfolio_value") == {"daily_close"}
+    ours = build_defs()
+    assert {each.name for each in defs.sensors} == {each.name for each in ours.sensors or ()}
+    assert defs.executor is dg.in_process_executor
 
 
 def test_the_definitions_load_in_a_new_process_with_warnings_as_errors(
