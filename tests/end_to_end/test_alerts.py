@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -80,8 +80,19 @@ def _messages(sink: Sink, *words: str) -> list[str]:
 def _switch_off(browser: Browser, up: Up, sensor: str) -> datetime:
     """Stop a sensor as a person does: by its switch in the web interface."""
     page = open_page(browser, up, f"/locations/pulseguard/sensors/{sensor}")
-    page.locator("label:has(input[type=checkbox])").first.click()
-    expect(page.locator("input[type=checkbox]").first).not_to_be_checked()
+    switch = page.locator("input[type=checkbox]").first
+    expect(switch).to_be_checked()
+
+    def switched_off() -> bool:
+        # A page that is drawn anew at that moment loses a click.
+        if switch.is_checked():
+            page.locator("label:has(input[type=checkbox])").first.click()
+        with suppress(AssertionError):
+            expect(switch).not_to_be_checked(timeout=20_000)
+            return True
+        return False
+
+    eventually("it is switched off", switched_off)
     page.close()
     return datetime.now(timezone.utc)
 
