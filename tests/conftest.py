@@ -47,7 +47,8 @@ _BY_LENGTH = {
     for place, name in enumerate(
         (
             *("test_crashes.py", "test_alerts.py", "test_faults.py", "test_security.py"),
-            *("test_collecting.py", "test_backfill.py", "test_trouble.py", "test_up.py"),
+            *("test_collecting.py", "test_backfill.py", "test_trouble.py", "test_clock_leap.py"),
+            *("test_own_code.py", "test_up.py"),
         )
     )
 }

@@ -7,12 +7,22 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import pytest
+from alerting_support import (
+    HOOK_TOKEN,
+    KEY,
+    MAIL_PASSWORD,
+    MINUTES,
+    NAMED_WITHIN,
+    alerting,
+    messages,
+    open_incidents,
+    utc_now,
+)
 from alerts_support import Sink, serving_mailbox, serving_webhook
 from playwright.sync_api import Browser, expect
 from up_support import ARTEFACTS, Up, eventually, keep_picture, open_page
@@ -22,10 +32,7 @@ from pulseguard_assets.simulator.server import RunningSimulator, running_simulat
 
 pytestmark = pytest.mark.timeout(1500)
 
-KEY, HOOK_TOKEN, MAIL_PASSWORD = "CG-NurFuerDieseProbe", "gehe1mes-T0ken", "Pass-W0rt-der-Post"
 PRICES = "sensor:coingecko_price_sensor:FAILING"
-# What an alert may take, by the promise: two minutes to be named, two cadences for prices.
-NAMED_WITHIN = timedelta(minutes=2)
 # A sensor hangs from the begin of its tick on, which a loaded daemon may begin late.
 HANGING_SINCE = (
     "SELECT min(timestamp) AT TIME ZONE 'UTC' FROM dagster.job_ticks "
@@ -36,45 +43,6 @@ POLLS_FAIL_SINCE = (
     "AND tick_body::json ->> 'job_name' = 'coingecko_price_sensor'"
 )
 CADENCE = timedelta(minutes=1)
-UNLOADABLE = "location:pulseguard:UNLOADABLE"
-# A module of a user's, with ours in it.
-OWN_CODE = """from pulseguard_assets.definitions import build_defs
-
-defs = build_defs()
-"""
-MINUTES = "SELECT count(DISTINCT minute_ts) FROM minute_close"
-
-
-@contextmanager
-def _alerting(
-    start: Callable[..., Up], provider: RunningSimulator, hook: Sink, mail: Sink, **settings: str
-) -> Iterator[Up]:
-    up = start(
-        "up",
-        PULSEGUARD_PLAN="pro",
-        PULSEGUARD_API_KEY=KEY,
-        PULSEGUARD_BASE_URL=provider.url,
-        PULSEGUARD_MODE="20",
-        PULSEGUARD_ALERT_URLS=f"json://127.0.0.1:{hook.port}/{HOOK_TOKEN},"
-        f"mailto://pulse:{MAIL_PASSWORD}@127.0.0.1:{mail.port}"
-        "?from=pulse@example.com&to=me@example.com",
-        **settings,
-    )
-    up.wait_until_up()
-    yield up
-
-
-def _open(up: Up) -> dict[str, tuple[datetime, int]]:
-    """The causes of the open incidents: since when, and how often."""
-    found = up.rows(
-        "SELECT cause, first_seen, occurrences FROM incidents WHERE resolved_at IS NULL",
-    )
-    return {cause: (since, times) for cause, since, times in found}
-
-
-def _messages(sink: Sink, *words: str) -> list[str]:
-    """Titles of what a sink has received that have all these words."""
-    return [title for title in sink.titles() if all(word in title for word in words)]
 
 
 def _switch_off(browser: Browser, up: Up, sensor: str) -> datetime:
@@ -97,10 +65,6 @@ def _switch_off(browser: Browser, up: Up, sensor: str) -> datetime:
     return datetime.now(timezone.utc)
 
 
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
-
-
 @dataclass(frozen=True)
 class Trouble:
     """A platform with four sensors in trouble, its provider, and whom it tells."""
@@ -119,9 +83,9 @@ def trouble(start: Callable[..., Up]) -> Iterator[Trouble]:
         running_simulator(coins=50, limits=Limits(host="pro")) as provider,
         serving_webhook() as hook,
         serving_mailbox() as mail,
-        _alerting(start, provider, hook, mail, definitions="alerting_definitions") as up,
+        alerting(start, provider, hook, mail, definitions="alerting_definitions") as up,
     ):
-        begun = _now()
+        begun = utc_now()
         eventually("a first minute", lambda: up.query(MINUTES) >= 1)
         yield Trouble(up, provider, hook, mail, begun)
 
@@ -153,36 +117,6 @@ def test_every_trouble_is_told_once_by_its_name_and_ends_by_itself(
     _a_person_can_read_it(up, browser, hook, mail)
 
 
-@pytest.mark.soak
-def test_code_that_does_not_load_any_more_is_told_in_its_own_words_until_it_does(
-    start: Callable[..., Up], folder: Path
-) -> None:
-    code = folder / "own_code.py"
-    code.write_text(OWN_CODE, "utf-8")
-    with (
-        running_simulator(coins=50, limits=Limits(host="pro")) as provider,
-        serving_webhook() as hook,
-        serving_mailbox() as mail,
-        _alerting(start, provider, hook, mail, definitions=code.stem, PYTHONPATH=str(folder)) as up,
-    ):
-        eventually("a first minute", lambda: up.query(MINUTES) >= 1)
-        code.write_text(f"import pandaz\n{OWN_CODE}", "utf-8")
-        up.reload()
-        broken = _now()
-        eventually("it is an incident", lambda: UNLOADABLE in _open(up), within=150)
-        assert _open(up)[UNLOADABLE][0] - broken <= NAMED_WITHIN
-        eventually("told", lambda: _messages(hook, "the code does not load"), within=60)
-        (told,) = hook.received
-        assert "No module named 'pandaz' (own_code.py, line 1)" in told.text
-        assert _open(up).keys() == {UNLOADABLE}, "what follows from it is not told"
-
-        code.write_text(OWN_CODE, "utf-8")
-        minutes = up.query(MINUTES)
-        eventually("it collects again", lambda: up.query(MINUTES) > minutes, within=180)
-        eventually("told", lambda: _messages(hook, "the code", "recovered"), within=300)
-        assert len(hook.received) == 2, hook.titles()
-
-
 def _each_is_named(up: Up, begun: datetime, stopped: datetime) -> None:
     since = {
         "sensor:raising:FAILING": begun,
@@ -190,8 +124,8 @@ def _each_is_named(up: Up, begun: datetime, stopped: datetime) -> None:
         "sensor:forgotten:NEVER": begun,
         "sensor:stoppable:STOPPED": stopped,
     }
-    eventually("each is named", lambda: since.keys() <= _open(up).keys(), within=150)
-    found = _open(up)
+    eventually("each is named", lambda: since.keys() <= open_incidents(up).keys(), within=150)
+    found = open_incidents(up)
     ((hanging_since,),) = up.rows(HANGING_SINCE)
     since["sensor:hanging:HUNG"] = max(begun, hanging_since)
     for cause, instant in since.items():
@@ -208,15 +142,15 @@ def _each_is_named(up: Up, begun: datetime, stopped: datetime) -> None:
 def _the_provider_goes_down(up: Up, provider: RunningSimulator, hook: Sink, mail: Sink) -> None:
     # Of prices alone: at midnight the coins are swept too, and that run would be an incident more.
     provider.fault("server_error", status=503, endpoint="simple_price")
-    down = _now()
-    eventually("the outage is an incident", lambda: PRICES in _open(up), within=180)
-    seen = _open(up)[PRICES][0]
+    down = utc_now()
+    eventually("the outage is an incident", lambda: PRICES in open_incidents(up), within=180)
+    seen = open_incidents(up)[PRICES][0]
     ((failing_since,),) = up.rows(POLLS_FAIL_SINCE)
     assert seen - failing_since <= 2 * CADENCE
     # The poll before the first that failed may have just been made.
     assert seen - down <= 3 * CADENCE
     for sink in (hook, mail):
-        eventually("told", lambda sink=sink: _messages(sink, "coingecko_price_sensor"), within=60)  # type: ignore[misc]
+        eventually("told", lambda sink=sink: messages(sink, "coingecko_price_sensor"), within=60)  # type: ignore[misc]
 
 
 def _it_is_told_once(up: Up, hook: Sink, mail: Sink) -> None:
@@ -228,9 +162,11 @@ def _it_is_told_once(up: Up, hook: Sink, mail: Sink) -> None:
         ),
         within=180,
     )
-    assert not {cause for cause in _open(up) if cause.split(":")[0] not in ("sensor", "check")}
+    assert not {
+        cause for cause in open_incidents(up) if cause.split(":")[0] not in ("sensor", "check")
+    }
     for sink in (hook, mail):
-        assert len(_messages(sink, "coingecko_price_sensor")) == 1, sink.titles()
+        assert len(messages(sink, "coingecko_price_sensor")) == 1, sink.titles()
 
 
 def _it_is_seen_red_and_its_incident_open(up: Up, browser: Browser) -> None:
@@ -250,17 +186,17 @@ def _the_recovery_is_told(hook: Sink, mail: Sink) -> None:
     for sink in (hook, mail):
         eventually(
             "the recovery is told",
-            lambda sink=sink: _messages(sink, "coingecko_price_sensor", "recovered"),  # type: ignore[misc]
+            lambda sink=sink: messages(sink, "coingecko_price_sensor", "recovered"),  # type: ignore[misc]
             within=420,
         )
-        assert len(_messages(sink, "coingecko_price_sensor")) == 2, sink.titles()
+        assert len(messages(sink, "coingecko_price_sensor")) == 2, sink.titles()
 
 
 def _a_channel_is_down(up: Up, browser: Browser, hook: Sink) -> None:
     hook.accepting = False
     _switch_off(browser, up, "close_repair_sensor")
     cause = "sensor:close_repair_sensor:STOPPED"
-    eventually("it is an incident", lambda: cause in _open(up), within=150)
+    eventually("it is an incident", lambda: cause in open_incidents(up), within=150)
     failed = (
         "SELECT count(*) FROM dagster.job_ticks WHERE status = 'FAILURE' "
         "AND tick_body LIKE '%watchdog_schedule%'"
@@ -275,8 +211,8 @@ def _a_channel_is_down(up: Up, browser: Browser, hook: Sink) -> None:
     assert code == 1
     assert "json (1)" in json.dumps(json.loads(status))
     hook.accepting = True
-    eventually("it arrives", lambda: _messages(hook, "close_repair_sensor"), within=300)
-    assert len(_messages(hook, "close_repair_sensor")) == 1
+    eventually("it arrives", lambda: messages(hook, "close_repair_sensor"), within=300)
+    assert len(messages(hook, "close_repair_sensor")) == 1
 
 
 def _the_daemon_is_gone(up: Up, browser: Browser) -> None:
@@ -284,9 +220,9 @@ def _the_daemon_is_gone(up: Up, browser: Browser) -> None:
     # So that nobody starts it again.
     up.process.send_signal(signal.SIGSTOP)
     os.kill(daemon, signal.SIGKILL)
-    killed = _now()
+    killed = utc_now()
     eventually("the status is down", lambda: up.status()[0] == 2, within=75)
-    assert _now() - killed <= timedelta(seconds=60)
+    assert utc_now() - killed <= timedelta(seconds=60)
     page = open_page(browser, up, "/deployment/daemons")
     expect(page.get_by_text("Running").first).to_be_visible()
     expect(page.get_by_text("Not running")).to_have_count(0)
@@ -305,7 +241,7 @@ def _a_hundred_failures_are_one_incident(up: Up, hook: Sink) -> None:
     eventually("they are counted", lambda: up.rows(found)[0][1] >= 100, within=150)
     ((_, times),) = up.rows(found)
     assert times <= up.query(failures)
-    assert len(_messages(hook, "raising")) == 1
+    assert len(messages(hook, "raising")) == 1
 
 
 def _a_person_can_read_it(up: Up, browser: Browser, hook: Sink, mail: Sink) -> None:
