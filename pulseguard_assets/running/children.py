@@ -25,6 +25,7 @@ LOCATION = "pulseguard"
 CODE_SERVER = "code-server"
 SIMULATOR = "simulator"
 DAEMON = "daemon"
+LOOKOUT = "lookout"
 # Whether the database that a child is told of by its address is the embedded one.
 EMBEDDED = "PULSEGUARD_INTERNAL_EMBEDDED"
 
@@ -174,8 +175,8 @@ def daemon(folders: Folders, variables: Mapping[str, str]) -> ChildSpec:
 def lookout(folders: Folders, variables: Mapping[str, str]) -> ChildSpec:
     """The process that tells of what Dagster cannot tell of itself: that it does not run."""
     return ChildSpec(
-        name="lookout",
-        command=(sys.executable, "-m", "pulseguard_assets.cli", "lookout"),
+        name=LOOKOUT,
+        command=(sys.executable, "-m", "pulseguard_assets.cli", LOOKOUT),
         environment=variables,
         directory=folders.dagster_home,
     )

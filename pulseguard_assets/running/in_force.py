@@ -14,14 +14,14 @@ from contextlib import contextmanager
 
 import psutil  # type: ignore[import-untyped]
 
-from pulseguard_assets.running.children import CODE_SERVER, EMBEDDED
+from pulseguard_assets.running.children import CODE_SERVER, EMBEDDED, LOOKOUT
 from pulseguard_assets.running.demo import folder_of
 from pulseguard_assets.running.instance import Folders
 from pulseguard_assets.running.processes import read_processes
 from pulseguard_assets.settings import Settings, SettingsError, load_settings, variable_of
 
 # The children that know every setting, secrets too.
-_KNOW_ALL = ("lookout", CODE_SERVER)
+_KNOW_ALL = (LOOKOUT, CODE_SERVER)
 # Who names one of them means another access to the provider, of which the platform knows nothing.
 _ACCESS = frozenset(
     ("plan", "api_key", "base_url", "calls_per_minute", "credits_per_month", "history_days")
