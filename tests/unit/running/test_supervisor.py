@@ -25,6 +25,7 @@ from pulseguard_assets.running.supervisor import (
     Supervisor,
 )
 
+DIES = "raise SystemExit('the port is taken')"
 MakeSpec = Callable[..., ChildSpec]
 QUICK = Rules(
     first_delay=0.02,
@@ -108,11 +109,7 @@ def test_a_child_is_up_when_its_probe_says_so(child: MakeSpec, tmp_path: Path) -
 def test_a_child_that_dies_while_starting_is_noticed_at_once_with_its_last_words(
     child: MakeSpec, tmp_path: Path
 ) -> None:
-    spec = child(
-        "raise SystemExit('the port is taken')",
-        probe=file_probe(tmp_path / "never"),
-        ready_within=60,
-    )
+    spec = child(DIES, probe=file_probe(tmp_path / "never"), ready_within=60)
 
     async def scenario() -> None:
         async with supervising(tmp_path) as (supervisor, _):
@@ -130,7 +127,7 @@ def test_a_child_that_does_not_start_is_told_in_the_words_of_who_can_read_its_lo
     child: MakeSpec, tmp_path: Path
 ) -> None:
     spec = child(
-        "raise SystemExit('the port is taken')",
+        DIES,
         probe=file_probe(tmp_path / "never"),
         ready_within=60,
         explanation=lambda log: f"It said {log.read_text().splitlines()[-1]!r}.",
