@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from collections.abc import Callable
+from datetime import datetime, timedelta
 
 from alerts_support import Sink
 from up_support import Up
@@ -17,10 +16,9 @@ NAMED_WITHIN = timedelta(minutes=2)
 MINUTES = "SELECT count(DISTINCT minute_ts) FROM minute_close"
 
 
-@contextmanager
 def alerting(
     start: Callable[..., Up], provider: RunningSimulator, hook: Sink, mail: Sink, **settings: str
-) -> Iterator[Up]:
+) -> Up:
     """Collecting from this provider every minute, and telling these two."""
     up = start(
         "up",
@@ -34,7 +32,7 @@ def alerting(
         **settings,
     )
     up.wait_until_up()
-    yield up
+    return up
 
 
 def open_incidents(up: Up) -> dict[str, tuple[datetime, int]]:
@@ -48,7 +46,3 @@ def open_incidents(up: Up) -> dict[str, tuple[datetime, int]]:
 def messages(sink: Sink, *words: str) -> list[str]:
     """Titles of what a sink has received that have all these words."""
     return [title for title in sink.titles() if all(word in title for word in words)]
-
-
-def utc_now() -> datetime:
-    return datetime.now(timezone.utc)

@@ -26,7 +26,7 @@ import polars as pl
 import psutil
 import psycopg
 from truth_support import CHILDREN, KEPT, order
-from up_support import PULSEGUARD, Up, eventually
+from up_support import PULSEGUARD, Up, eventually, utc_now
 
 from pulseguard_assets.running.leftovers import MARK
 from pulseguard_assets.simulator.catalogue import minute_of
@@ -44,11 +44,6 @@ ALWAYS, NEVER = datetime(1900, 1, 1, tzinfo=timezone.utc), datetime(2300, 1, 1, 
 # Enough (group, minute) pairs for a quarter of an hour.
 _GROUPS, _TOGETHER, _WRITERS = 16, 10, 2
 _LOOK_EVERY = 0.25
-
-
-def utc_now() -> datetime:
-    """The present, in UTC."""
-    return datetime.now(timezone.utc)
 
 
 # --- load -----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 
 import pytest
 from alerting_support import (
@@ -21,11 +21,10 @@ from alerting_support import (
     alerting,
     messages,
     open_incidents,
-    utc_now,
 )
 from alerts_support import Sink, serving_mailbox, serving_webhook
 from playwright.sync_api import Browser, expect
-from up_support import ARTEFACTS, Up, eventually, keep_picture, open_page
+from up_support import ARTEFACTS, Up, eventually, keep_picture, open_page, utc_now
 
 from pulseguard_assets.simulator.limits import Limits
 from pulseguard_assets.simulator.server import RunningSimulator, running_simulator
@@ -33,15 +32,6 @@ from pulseguard_assets.simulator.server import RunningSimulator, running_simulat
 pytestmark = pytest.mark.timeout(1500)
 
 PRICES = "sensor:coingecko_price_sensor:FAILING"
-# A sensor hangs from the begin of its tick on, which a loaded daemon may begin late.
-HANGING_SINCE = (
-    "SELECT min(timestamp) AT TIME ZONE 'UTC' FROM dagster.job_ticks "
-    "WHERE position('\"hanging\"' in tick_body) > 0"
-)
-POLLS_FAIL_SINCE = (
-    "SELECT min(timestamp) AT TIME ZONE 'UTC' FROM dagster.job_ticks WHERE status = 'FAILURE' "
-    "AND tick_body::json ->> 'job_name' = 'coingecko_price_sensor'"
-)
 CADENCE = timedelta(minutes=1)
 
 
@@ -62,7 +52,18 @@ def _switch_off(browser: Browser, up: Up, sensor: str) -> datetime:
 
     eventually("it is switched off", switched_off)
     page.close()
-    return datetime.now(timezone.utc)
+    return utc_now()
+
+
+def _first_tick(up: Up, sensor: str, status: str = "%") -> datetime:
+    """When the first tick of a sensor began that has a status like this."""
+    ((began,),) = up.rows(
+        "SELECT min(timestamp) AT TIME ZONE 'UTC' FROM dagster.job_ticks "
+        "WHERE tick_body::json ->> 'job_name' = %s AND status LIKE %s",
+        *(sensor, status),
+    )
+    assert isinstance(began, datetime)
+    return began
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def trouble(start: Callable[..., Up]) -> Iterator[Trouble]:
         running_simulator(coins=50, limits=Limits(host="pro")) as provider,
         serving_webhook() as hook,
         serving_mailbox() as mail,
-        alerting(start, provider, hook, mail, definitions="alerting_definitions") as up,
     ):
+        up = alerting(start, provider, hook, mail, definitions="alerting_definitions")
         begun = utc_now()
         eventually("a first minute", lambda: up.query(MINUTES) >= 1)
         yield Trouble(up, provider, hook, mail, begun)
@@ -126,8 +127,8 @@ def _each_is_named(up: Up, begun: datetime, stopped: datetime) -> None:
     }
     eventually("each is named", lambda: since.keys() <= open_incidents(up).keys(), within=150)
     found = open_incidents(up)
-    ((hanging_since,),) = up.rows(HANGING_SINCE)
-    since["sensor:hanging:HUNG"] = max(begun, hanging_since)
+    # A sensor hangs from the begin of its tick on, which a loaded daemon may begin late.
+    since["sensor:hanging:HUNG"] = max(begun, _first_tick(up, "hanging"))
     for cause, instant in since.items():
         assert found[cause][0] - instant <= NAMED_WITHIN, cause
     # From a shell in which nothing is set but the folder.
@@ -145,8 +146,7 @@ def _the_provider_goes_down(up: Up, provider: RunningSimulator, hook: Sink, mail
     down = utc_now()
     eventually("the outage is an incident", lambda: PRICES in open_incidents(up), within=180)
     seen = open_incidents(up)[PRICES][0]
-    ((failing_since,),) = up.rows(POLLS_FAIL_SINCE)
-    assert seen - failing_since <= 2 * CADENCE
+    assert seen - _first_tick(up, "coingecko_price_sensor", "FAILURE") <= 2 * CADENCE
     # The poll before the first that failed may have just been made.
     assert seen - down <= 3 * CADENCE
     for sink in (hook, mail):

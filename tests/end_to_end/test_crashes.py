@@ -30,9 +30,8 @@ from crashes_support import (
     nothing_went_back,
     tables_agree,
     temporary_files,
-    utc_now,
 )
-from up_support import OURS, PATIENCE, Up, eventually
+from up_support import OURS, PATIENCE, Up, eventually, utc_now
 
 from pulseguard_assets.simulator.market import Market
 from pulseguard_assets.timeframes import TIMEFRAMES

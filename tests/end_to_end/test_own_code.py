@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from alerting_support import MINUTES, NAMED_WITHIN, alerting, messages, open_incidents, utc_now
+from alerting_support import MINUTES, NAMED_WITHIN, alerting, messages, open_incidents
 from alerts_support import serving_mailbox, serving_webhook
-from up_support import Up, eventually
+from up_support import Up, eventually, utc_now
 
 from pulseguard_assets.simulator.limits import Limits
 from pulseguard_assets.simulator.server import running_simulator
@@ -32,8 +32,8 @@ def test_code_that_does_not_load_any_more_is_told_in_its_own_words_until_it_does
         running_simulator(coins=50, limits=Limits(host="pro")) as provider,
         serving_webhook() as hook,
         serving_mailbox() as mail,
-        alerting(start, provider, hook, mail, definitions=code.stem, PYTHONPATH=str(folder)) as up,
     ):
+        up = alerting(start, provider, hook, mail, definitions=code.stem, PYTHONPATH=str(folder))
         eventually("a first minute", lambda: up.query(MINUTES) >= 1)
         code.write_text(f"import pandaz\n{OWN_CODE}", "utf-8")
         up.reload()

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from crashes_support import utc_now
 from full_disk_support import full, make_said, said, small_disk, write_until_it_ends
-from up_support import OURS, Up, eventually
+from up_support import OURS, Up, eventually, utc_now
 
 from pulseguard_assets.collecting.polling import minute_of
 from pulseguard_assets.simulator.limits import Limits

@@ -11,6 +11,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -142,27 +143,25 @@ class Up:
         eventually(f"more ticks than {before}", lambda: self.ticks() > before >= 0)
 
     def status(self, *options: str) -> tuple[int, str]:
-        """The exit code of `pulseguard status`, and what it says; settings come from the folder."""
-        done = subprocess.run(
-            [*PULSEGUARD, "status", *options],
+        """The exit code of `pulseguard status`, and what it says."""
+        done = self._beside("status", *options)
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.returncode, done.stdout
+
+    def reload(self) -> None:
+        """Have its code loaded anew, as it is on disk now."""
+        self._beside("reload").check_returncode()
+
+    def _beside(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command in a shell in which nothing is set but the folder."""
+        return subprocess.run(
+            [*PULSEGUARD, *arguments],
             env={**_environment(), "PULSEGUARD_DATA_DIR": str(self.data_dir)},
             cwd=self.data_dir.parent,
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
-        )
-        assert "Traceback" not in done.stdout + done.stderr
-        return done.returncode, done.stdout
-
-    def reload(self) -> None:
-        """Have its code loaded anew, as it is on disk now."""
-        subprocess.run(
-            [*PULSEGUARD, "reload"],
-            env={**_environment(), "PULSEGUARD_DATA_DIR": str(self.data_dir)},
-            cwd=self.data_dir.parent,
-            timeout=60,
-            check=True,
         )
 
     def stop(self, signum: int) -> float:
@@ -175,6 +174,11 @@ class Up:
 def _environment() -> dict[str, str]:
     """This process's own, without settings of PulseGuard that it may have."""
     return {k: v for k, v in os.environ.items() if not k.startswith("PULSEGUARD_")}
+
+
+def utc_now() -> datetime:
+    """The present, in UTC."""
+    return datetime.now(timezone.utc)
 
 
 def free_port() -> int:
